@@ -16,11 +16,10 @@ namespace bulkhead {
 inline absl::Status Annotate(const absl::Status& status,
                              const std::string& context) {
   if (status.ok()) return status;
-  return absl::Status(
-      status.code(),
-      absl::StrCat(context, ": ",
-                   absl::string_view(status.message().data(),
-                                     status.message().size())));
+  return absl::Status(status.code(),
+                      absl::StrCat(context, ": ",
+                                   absl::string_view(status.message().data(),
+                                                     status.message().size())));
 }
 
 // The message as a std::string.
@@ -33,9 +32,9 @@ inline std::string MessageOf(const absl::Status& status) {
 #define BULKHEAD_CONCAT_INNER(a, b) a##b
 #define BULKHEAD_CONCAT(a, b) BULKHEAD_CONCAT_INNER(a, b)
 
-#define RETURN_IF_ERROR(expr)                     \
-  do {                                            \
-    absl::Status bulkhead_status = (expr);        \
+#define RETURN_IF_ERROR(expr)                          \
+  do {                                                 \
+    absl::Status bulkhead_status = (expr);             \
     if (!bulkhead_status.ok()) return bulkhead_status; \
   } while (false)
 

@@ -35,8 +35,7 @@ void AddContext(const CallContext& call, grpc::ClientContext* context);
 
 // A client context with headers and, unless infinite, a deadline from now.
 std::unique_ptr<grpc::ClientContext> MakeClientContext(
-    const CallContext& call,
-    absl::Duration timeout = absl::InfiniteDuration());
+    const CallContext& call, absl::Duration timeout = absl::InfiniteDuration());
 
 // The rule for namespaces, container ids, topic components: section 2 of
 // facts/core.md. kInvalidArgument with containerd's text.

@@ -1,0 +1,48 @@
+#include "lib/rpc/channel.h"
+
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+#include <grpcpp/support/channel_arguments.h>
+
+#include <algorithm>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "lib/rpc/server.h"
+
+namespace bulkhead::rpc {
+
+std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
+  std::string path = address;
+  if (absl::StartsWith(path, "unix://")) path = path.substr(7);
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kMessageBytesMax);
+  arguments.SetMaxSendMessageSize(kMessageBytesMax);
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  // A path in the authority is refused by some servers.
+  arguments.SetString(GRPC_ARG_DEFAULT_AUTHORITY, "localhost");
+  return grpc::CreateCustomChannel(absl::StrCat("unix:", path),
+                                   grpc::InsecureChannelCredentials(),
+                                   arguments);
+}
+
+absl::Status RetryUnavailable(absl::Duration timeout,
+                              const std::function<absl::Status()>& call) {
+  const absl::Time deadline = absl::Now() + timeout;
+  absl::Duration wait = absl::Milliseconds(10);
+  for (;;) {
+    absl::Status status = call();
+    if (!absl::IsUnavailable(status) || absl::Now() + wait > deadline) {
+      return status;
+    }
+    absl::SleepFor(wait);
+    wait = std::min(wait * 2, absl::Milliseconds(500));
+  }
+}
+
+}  // namespace bulkhead::rpc

@@ -1,0 +1,232 @@
+#include "lib/rpc/server.h"
+
+#include <fcntl.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
+#include <grpcpp/server.h>
+#include <grpcpp/server_builder.h>
+#include <grpcpp/server_posix.h>
+#include <grpcpp/support/server_interceptor.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "lib/log/log.h"
+#include "lib/os/socket.h"
+#include "lib/rpc/status.h"
+#include "lib/stats/stats.h"
+
+namespace bulkhead::rpc {
+namespace {
+
+// More calls than this at once wait for a thread.
+constexpr int kThreadsMax = 512;
+
+const char* CodeName(int code) {
+  static constexpr const char* kNames[] = {"OK",
+                                           "Canceled",
+                                           "Unknown",
+                                           "InvalidArgument",
+                                           "DeadlineExceeded",
+                                           "NotFound",
+                                           "AlreadyExists",
+                                           "PermissionDenied",
+                                           "ResourceExhausted",
+                                           "FailedPrecondition",
+                                           "Aborted",
+                                           "OutOfRange",
+                                           "Unimplemented",
+                                           "Internal",
+                                           "Unavailable",
+                                           "DataLoss",
+                                           "Unauthenticated"};
+  return code >= 0 && code <= 16 ? kNames[code] : "Unknown";
+}
+
+// The counters of one method, looked up once.
+struct MethodStats {
+  std::string service;
+  std::string method;
+  stats::Value* started = nullptr;
+  stats::Histogram* latency = nullptr;
+  std::atomic<stats::Value*> handled[17] = {};
+
+  stats::Value* Handled(int code) {
+    if (code < 0 || code > 16) code = 2;
+    stats::Value* value = handled[code].load(std::memory_order_acquire);
+    if (value == nullptr) {
+      value = stats::Counter("grpc_server_handled_total",
+                             {{"grpc_service", service},
+                              {"grpc_method", method},
+                              {"grpc_code", CodeName(code)}});
+      handled[code].store(value, std::memory_order_release);
+    }
+    return value;
+  }
+};
+
+MethodStats* StatsOf(const char* path) {
+  static auto* mutex = new std::mutex;
+  static auto* methods = new std::map<std::string, MethodStats*>;
+  std::lock_guard<std::mutex> lock(*mutex);
+  MethodStats*& found = (*methods)[path];
+  if (found != nullptr) return found;
+  found = new MethodStats;
+  const std::string text = path;  // "/service/Method"
+  const size_t slash = text.rfind('/');
+  found->service =
+      slash == 0 || slash == std::string::npos ? "" : text.substr(1, slash - 1);
+  found->method = text.substr(slash + 1);
+  const stats::Labels labels = {{"grpc_service", found->service},
+                                {"grpc_method", found->method}};
+  found->started = stats::Counter("grpc_server_started_total", labels);
+  found->latency = stats::Latency("grpc_server_handling_seconds", labels);
+  return found;
+}
+
+class CallStats : public grpc::experimental::Interceptor {
+ public:
+  explicit CallStats(grpc::experimental::ServerRpcInfo* info)
+      : method_(StatsOf(info->method())),
+        started_at_(std::chrono::steady_clock::now()) {
+    method_->started->Add();
+  }
+
+  void Intercept(grpc::experimental::InterceptorBatchMethods* batch) override {
+    if (batch->QueryInterceptionHookPoint(
+            grpc::experimental::InterceptionHookPoints::PRE_SEND_STATUS)) {
+      const grpc::Status status = batch->GetSendStatus();
+      method_->Handled(status.error_code())->Add();
+      method_->latency->ObserveMicros(
+          std::chrono::duration_cast<std::chrono::microseconds>(
+              std::chrono::steady_clock::now() - started_at_)
+              .count());
+      if (!status.ok()) LogFailure(status);
+    }
+    batch->Proceed();
+  }
+
+ private:
+  void LogFailure(const grpc::Status& status) {
+    const bool ours = status.error_code() == grpc::StatusCode::INTERNAL ||
+                      status.error_code() == grpc::StatusCode::UNKNOWN ||
+                      status.error_code() == grpc::StatusCode::DATA_LOSS;
+    const log::Level level = ours ? log::Level::kError : log::Level::kDebug;
+    if (!log::Enabled(level)) return;
+    log::Write(level, "call failed",
+               {{"service", method_->service},
+                {"method", method_->method},
+                {"code", CodeName(status.error_code())},
+                {"error", status.error_message()}});
+  }
+
+  MethodStats* method_;
+  std::chrono::steady_clock::time_point started_at_;
+};
+
+class CallStatsFactory
+    : public grpc::experimental::ServerInterceptorFactoryInterface {
+ public:
+  grpc::experimental::Interceptor* CreateServerInterceptor(
+      grpc::experimental::ServerRpcInfo* info) override {
+    return new CallStats(info);
+  }
+};
+
+class ServerImpl : public Server {
+ public:
+  ServerImpl(os::UniqueFd listener, os::UniqueFd wake,
+             std::unique_ptr<grpc::Server> server)
+      : listener_(std::move(listener)),
+        wake_(std::move(wake)),
+        server_(std::move(server)),
+        acceptor_([this] { AcceptLoop(); }) {}
+
+  ~ServerImpl() override { Stop(absl::ZeroDuration()); }
+
+  void Stop(absl::Duration grace) override {
+    if (!acceptor_.joinable()) return;
+    const uint64_t one = 1;
+    (void)os::WriteFull(wake_.get(), &one, sizeof(one));  // Only wakes.
+    acceptor_.join();
+    listener_.Reset();
+    server_->Shutdown(std::chrono::system_clock::now() +
+                      absl::ToChronoMicroseconds(grace));
+    server_->Wait();
+  }
+
+ private:
+  void AcceptLoop() {
+    for (;;) {
+      pollfd waits[2] = {{listener_.get(), POLLIN, 0},
+                         {wake_.get(), POLLIN, 0}};
+      if (::poll(waits, 2, -1) < 0 && errno != EINTR) return;
+      if (waits[1].revents != 0) return;
+      if ((waits[0].revents & POLLIN) == 0) continue;
+      absl::StatusOr<os::UniqueFd> client = os::Accept(listener_.get());
+      if (!client.ok()) {
+        // EMFILE and the like: the pending connection stays; try later.
+        log::Error("accept failed", {{"error", client.status().ToString()}});
+        absl::SleepFor(absl::Milliseconds(50));
+        continue;
+      }
+      const int fd = client->Release();
+      ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
+      grpc::AddInsecureChannelFromFd(server_.get(), fd);
+    }
+  }
+
+  os::UniqueFd listener_;
+  os::UniqueFd wake_;
+  std::unique_ptr<grpc::Server> server_;
+  std::thread acceptor_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(
+    os::UniqueFd listener, const std::vector<grpc::Service*>& services) {
+  grpc::EnableDefaultHealthCheckService(true);
+  ::fcntl(listener.get(), F_SETFL,
+          ::fcntl(listener.get(), F_GETFL) | O_NONBLOCK);
+  grpc::ServerBuilder builder;
+  builder.SetMaxReceiveMessageSize(kMessageBytesMax);
+  builder.SetMaxSendMessageSize(kMessageBytesMax);
+  builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS,
+                              1);
+  builder.SetSyncServerOption(
+      grpc::ServerBuilder::SyncServerOption::MIN_POLLERS, 1);
+  builder.SetSyncServerOption(
+      grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 2);
+  // Clients may ping as often as they like: they are on this machine.
+  builder.AddChannelArgument(
+      GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 0);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
+  grpc::ResourceQuota quota;
+  quota.SetMaxThreads(kThreadsMax);
+  builder.SetResourceQuota(quota);
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  std::vector<
+      std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>>
+      interceptors;
+  interceptors.push_back(std::make_unique<CallStatsFactory>());
+  builder.experimental().SetInterceptorCreators(std::move(interceptors));
+  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  if (server == nullptr) {
+    return absl::InternalError("the gRPC server did not start");
+  }
+  os::UniqueFd wake(::eventfd(0, EFD_CLOEXEC));
+  if (!wake.valid()) return os::ErrnoStatus(errno, "eventfd");
+  return std::unique_ptr<Server>(std::make_unique<ServerImpl>(
+      std::move(listener), std::move(wake), std::move(server)));
+}
+
+}  // namespace bulkhead::rpc
