@@ -29,13 +29,13 @@ struct Config {
   std::string root = "/var/lib/bulkhead";  // root
   std::string state = "/run/bulkhead";     // state
 
-  struct {                        // [log]
+  struct {  // [log]
     log::Level level = log::Level::kInfo;
     log::Format format = log::Format::kText;
   } log;
 
-  struct {                    // [gateway]
-    std::string address;      // Default STATE/bulkhead.sock.
+  struct {                // [gateway]
+    std::string address;  // Default STATE/bulkhead.sock.
     uid_t uid = 0;
     gid_t gid = 0;
     mode_t mode = 0660;
@@ -45,12 +45,12 @@ struct Config {
     absl::Duration connect_timeout = absl::Seconds(1);
   } gateway;
 
-  struct {                                  // [content]
+  struct {  // [content]
     // Extra verification of a blob's bytes when it is opened: off by default.
     bool verify_on_open = false;
   } content;
 
-  struct {                                  // [metadata]
+  struct {                                          // [metadata]
     std::string content_sharing_policy = "shared";  // Or "isolated".
     std::string default_snapshotter = "overlayfs";
     absl::Duration gc_schedule_delay = absl::ZeroDuration();
@@ -61,7 +61,7 @@ struct Config {
     int events_kept_max = 10000;
   } metadata;
 
-  struct {                                  // [snapshotter]
+  struct {  // [snapshotter]
     std::vector<std::string> snapshotters = {"overlayfs", "native"};
     std::vector<std::string> overlay_mount_options;
     int unpack_threads = 2;
@@ -69,16 +69,16 @@ struct Config {
     int64_t layer_entries_max = 10'000'000;
   } snapshotter;
 
-  struct {                                  // [distribution]
+  struct {                                                // [distribution]
     std::string config_path = "/etc/containerd/certs.d";  // hosts.toml trees.
     int max_concurrent_downloads = 6;
     int max_concurrent_unpacks = 2;
     absl::Duration stall_timeout = absl::Seconds(30);
   } distribution;
 
-  struct {                                  // [runtime]
+  struct {  // [runtime]
     std::string default_runtime = "io.containerd.bulkhead.v1";
-    std::string oci_runtime = "runc";       // For our shim: name or path.
+    std::string oci_runtime = "runc";  // For our shim: name or path.
     // Where the OCI runtime keeps its state; default STATE/runc. Ours, so
     // that it never collides with containerd's.
     std::string oci_root;
@@ -86,9 +86,9 @@ struct Config {
     std::vector<std::string> shim_paths;
   } runtime;
 
-  struct {                                  // [metrics]
-    std::string address;      // "127.0.0.1:9323" or a socket path; empty:
-                              // STATE/metrics/http.sock.
+  struct {                // [metrics]
+    std::string address;  // "127.0.0.1:9323" or a socket path; empty:
+                          // STATE/metrics/http.sock.
     absl::Duration interval = absl::Seconds(10);
   } metrics;
 
@@ -96,7 +96,8 @@ struct Config {
 
   // Paths below `state`. `service` is the folder name under services/.
   std::string ServiceDir(const std::string& service) const;  // STATE/<svc>
-  std::string Socket(const std::string& service) const;  // STATE/<svc>/<svc>.sock
+  std::string Socket(
+      const std::string& service) const;  // STATE/<svc>/<svc>.sock
   // STATE/<svc>/data.sock: lib/dataplane. For content, metadata, snapshotter.
   std::string DataSocket(const std::string& service) const;
   std::string StatsSocket(const std::string& service) const;

@@ -1,0 +1,60 @@
+#include "lib/config/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace bulkhead::config {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string ErrorOf(const std::string& toml) {
+  const absl::StatusOr<Config> config = Parse(toml, "c.toml");
+  return config.ok() ? "" : config.status().ToString();
+}
+
+TEST(Config, EmptyGivesDefaults) {
+  const absl::StatusOr<Config> config = Parse("", "c.toml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->root, "/var/lib/bulkhead");
+  EXPECT_EQ(config->GatewayAddress(), "/run/bulkhead/bulkhead.sock");
+  EXPECT_EQ(config->TtrpcAddress(), "/run/bulkhead/bulkhead.sock.ttrpc");
+  EXPECT_EQ(config->Socket("content"), "/run/bulkhead/content/content.sock");
+}
+
+TEST(Config, UnknownKeyIsNamedWithTheNearest) {
+  EXPECT_THAT(ErrorOf("[gateway]\nadress = \"/x\"\n"),
+              HasSubstr("c.toml: line 2: unknown key 'gateway.adress'; did you "
+                        "mean 'gateway.address'?"));
+  EXPECT_THAT(ErrorOf("zzz = 1"), HasSubstr("unknown key 'zzz'"));
+  EXPECT_THAT(ErrorOf("[proxy_plugins.x]\ntype='snapshot'\naddress='/s'\nq=1"),
+              HasSubstr("unknown key 'proxy_plugins.x.q'"));
+}
+
+TEST(Config, WrongTypesAndRangesAreNamed) {
+  EXPECT_THAT(ErrorOf("root = 3"), HasSubstr("'root' must be a string"));
+  EXPECT_THAT(ErrorOf("root = 'relative'"), HasSubstr("must be absolute"));
+  EXPECT_THAT(ErrorOf("[distribution]\nmax_concurrent_downloads = 0"),
+              HasSubstr("must be between 1 and 64, not 0"));
+  EXPECT_THAT(ErrorOf("[log]\nlevel = 'loud'"),
+              HasSubstr("must be one of debug, info, warn, error"));
+  EXPECT_THAT(ErrorOf("[distribution]\nstall_timeout = 'soon'"),
+              HasSubstr("is no duration"));
+  EXPECT_THAT(ErrorOf("root = "), HasSubstr("c.toml: line 1, column"));
+  EXPECT_THAT(ErrorOf("[proxy_plugins.x]\ntype = 'snapshot'"),
+              HasSubstr("needs a 'type' and an 'address'"));
+}
+
+TEST(Config, RoutesCanBeReplaced) {
+  const absl::StatusOr<Config> config = Parse(
+      "[gateway.routes]\n\"containerd.services.diff.v1.Diff\" = \"/d.sock\"\n",
+      "c.toml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  const auto routes = Routes(*config);
+  EXPECT_EQ(routes.at("containerd.services.diff.v1.Diff"), "/d.sock");
+  EXPECT_EQ(routes.at("containerd.services.tasks.v1.Tasks"),
+            "/run/bulkhead/runtime/runtime.sock");
+}
+
+}  // namespace
+}  // namespace bulkhead::config

@@ -1,0 +1,317 @@
+#include "lib/service/service.h"
+
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <malloc.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "lib/base/status_macros.h"
+#include "lib/log/log.h"
+#include "lib/os/socket.h"
+#include "lib/stats/stats.h"
+
+namespace bulkhead::service {
+namespace {
+
+constexpr char kDefaultConfig[] = "/etc/bulkhead/config.toml";
+constexpr absl::Duration kDrainGrace = absl::Seconds(2);
+constexpr int kExitFailed = 1;
+constexpr int kExitUsage = 2;
+
+struct Flags {
+  std::string config;
+  std::string root;
+  std::string state;
+  std::string log_level;
+  std::string log_format;
+  bool help = false;
+  bool version = false;
+};
+
+void PrintHelp(const Options& options) {
+  std::printf(
+      "Usage: bulkhead-%s [flags]\n\n%s\n\nFlags:\n"
+      "  --config FILE       configuration (default %s, if it is there)\n"
+      "  --root DIR          what lasts; over the config's `root`\n"
+      "  --state DIR         sockets and bundles; over the config's `state`\n"
+      "  --log-level LEVEL   debug, info, warn or error\n"
+      "  --log-format FORMAT text or json\n"
+      "  --version           print the version and exit\n"
+      "  --help              this text\n",
+      options.name.c_str(), options.summary.c_str(), kDefaultConfig);
+}
+
+absl::StatusOr<Flags> ParseFlags(int argc, char** argv) {
+  Flags flags;
+  const std::pair<const char*, std::string*> values[] = {
+      {"--config", &flags.config},
+      {"--root", &flags.root},
+      {"--state", &flags.state},
+      {"--log-level", &flags.log_level},
+      {"--log-format", &flags.log_format}};
+  for (int i = 1; i < argc; ++i) {
+    std::string name = argv[i];
+    if (name == "--help" || name == "-h") {
+      flags.help = true;
+      continue;
+    }
+    if (name == "--version") {
+      flags.version = true;
+      continue;
+    }
+    std::string value;
+    const size_t equals = name.find('=');
+    const bool inline_value = equals != std::string::npos;
+    if (inline_value) {
+      value = name.substr(equals + 1);
+      name.resize(equals);
+    }
+    const auto found = std::find_if(
+        std::begin(values), std::end(values),
+        [&](const auto& candidate) { return name == candidate.first; });
+    if (found == std::end(values)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("unknown flag '", name, "'; see --help"));
+    }
+    if (!inline_value) {
+      if (i + 1 >= argc) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("flag '", name, "' needs a value"));
+      }
+      value = argv[++i];
+    }
+    *found->second = value;
+  }
+  return flags;
+}
+
+absl::StatusOr<config::Config> ReadConfig(const Flags& flags) {
+  config::Config config;
+  if (!flags.config.empty()) {
+    ASSIGN_OR_RETURN(config, config::Load(flags.config));
+  } else if (::access(kDefaultConfig, F_OK) == 0) {
+    ASSIGN_OR_RETURN(config, config::Load(kDefaultConfig));
+  }
+  // The rest of the flags is checked by the same parser.
+  std::string overrides;
+  if (!flags.log_level.empty() || !flags.log_format.empty()) {
+    const std::string level =
+        flags.log_level.empty() ? "info" : flags.log_level;
+    const std::string format =
+        flags.log_format.empty() ? "text" : flags.log_format;
+    ASSIGN_OR_RETURN(config::Config parsed,
+                     config::Parse(absl::StrCat("log = {level = '", level,
+                                                "', format = '", format, "'}"),
+                                   "--log-level, --log-format"));
+    if (!flags.log_level.empty()) config.log.level = parsed.log.level;
+    if (!flags.log_format.empty()) config.log.format = parsed.log.format;
+  }
+  if (!flags.root.empty()) config.root = flags.root;
+  if (!flags.state.empty()) config.state = flags.state;
+  for (const std::string* path : {&config.root, &config.state}) {
+    if (!absl::StartsWith(*path, "/")) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--root and --state must be absolute, not '", *path, "'"));
+    }
+  }
+  return config;
+}
+
+absl::Status DropCapabilities(const std::vector<int>& keep) {
+  if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) {
+    return os::ErrnoStatus(errno, "no_new_privs");
+  }
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct data[2] = {};
+  if (::syscall(SYS_capget, &header, data) != 0) {
+    return os::ErrnoStatus(errno, "capget");
+  }
+  // The bounding set first: it takes CAP_SETPCAP.
+  for (int cap = 0; cap <= CAP_LAST_CAP; ++cap) {
+    if (std::find(keep.begin(), keep.end(), cap) != keep.end()) continue;
+    if (::prctl(PR_CAPBSET_READ, cap, 0, 0, 0) != 1) continue;
+    if (::prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) != 0 && errno != EPERM) {
+      return os::ErrnoStatus(errno, "drop from the bounding set");
+    }
+  }
+  ::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+  uint32_t mask[2] = {};
+  for (const int cap : keep) mask[cap / 32] |= 1u << (cap % 32);
+  for (int i = 0; i < 2; ++i) {
+    data[i].permitted &= mask[i];
+    data[i].effective = data[i].permitted;
+    data[i].inheritable = 0;
+  }
+  if (::syscall(SYS_capset, &header, data) != 0) {
+    return os::ErrnoStatus(errno, "capset");
+  }
+  return absl::OkStatus();
+}
+
+class ContextImpl : public Context {
+ public:
+  ContextImpl(Options options, Flags flags, config::Config config)
+      : options_(std::move(options)),
+        flags_(std::move(flags)),
+        config_(std::move(config)),
+        activated_(os::TakeActivatedSockets()) {}
+
+  const config::Config& config() const override { return config_; }
+
+  void OnReload(std::function<void(const config::Config&)> hook) override {
+    reload_hook_ = std::move(hook);
+  }
+
+  absl::StatusOr<os::UniqueFd> Listen(const std::string& name,
+                                      const std::string& path, mode_t mode,
+                                      int type) override {
+    for (auto& [activated_name, fd] : activated_) {
+      if (activated_name == name && fd.valid()) return std::move(fd);
+    }
+    return os::ListenUnix(path, {.type = type, .mode = mode});
+  }
+
+  absl::Status ListenGrpc(
+      const std::vector<grpc::Service*>& services) override {
+    ASSIGN_OR_RETURN(
+        os::UniqueFd listener,
+        Listen("grpc", config_.Socket(options_.name), 0600, SOCK_STREAM));
+    ASSIGN_OR_RETURN(server_,
+                     rpc::Server::Start(std::move(listener), services));
+    return absl::OkStatus();
+  }
+
+  void Run() override {
+    absl::StatusOr<os::UniqueFd> stats_listener =
+        Listen("stats", config_.StatsSocket(options_.name), 0600, SOCK_STREAM);
+    if (stats_listener.ok()) {
+      stats::ServeText(stats_listener->Release());
+    } else {
+      log::Warn("no stats socket",
+                {{"error", stats_listener.status().ToString()}});
+    }
+    os::NotifySystemd("READY=1");
+    if (const char* ready = std::getenv("BULKHEAD_READY_FD")) {
+      int fd = -1;
+      if (absl::SimpleAtoi(ready, &fd) && fd > 2) {
+        (void)os::WriteFull(fd, "ready\n", 6);  // `up` may have gone.
+        ::close(fd);
+      }
+    }
+    log::Info("ready", {{"version", kProductVersion}});
+    WaitForEnd();
+    os::NotifySystemd("STOPPING=1");
+    if (server_ != nullptr) server_->Stop(kDrainGrace);
+    log::Info("stopped");
+  }
+
+ private:
+  void WaitForEnd() {
+    sigset_t signals;
+    ::sigemptyset(&signals);
+    ::sigaddset(&signals, SIGTERM);
+    ::sigaddset(&signals, SIGINT);
+    ::sigaddset(&signals, SIGHUP);
+    for (;;) {
+      int signal = 0;
+      if (::sigwait(&signals, &signal) != 0) continue;
+      if (signal != SIGHUP) return;
+      absl::StatusOr<config::Config> fresh = ReadConfig(flags_);
+      if (!fresh.ok()) {
+        log::Error("reload refused, the old configuration stays",
+                   {{"error", MessageOf(fresh.status())}});
+        continue;
+      }
+      log::Info("configuration reloaded");
+      if (reload_hook_) reload_hook_(*fresh);
+    }
+  }
+
+  Options options_;
+  Flags flags_;
+  config::Config config_;
+  std::vector<std::pair<std::string, os::UniqueFd>> activated_;
+  std::function<void(const config::Config&)> reload_hook_;
+  std::unique_ptr<rpc::Server> server_;
+};
+
+int Fail(const Options& options, const absl::Status& status, int code) {
+  std::fprintf(stderr, "bulkhead-%s: %s\n", options.name.c_str(),
+               MessageOf(status).c_str());
+  return code;
+}
+
+absl::Status Confine(const Options& options) {
+  if (options.no_network && ::unshare(CLONE_NEWNET) != 0 && errno != EPERM) {
+    return os::ErrnoStatus(errno, "unshare the network");
+  }
+  if (options.keep_privileges) return absl::OkStatus();
+  return DropCapabilities(options.capabilities);
+}
+
+}  // namespace
+
+int Main(int argc, char** argv, const Options& options,
+         const std::function<absl::Status(Context&)>& body) {
+  const absl::StatusOr<Flags> flags = ParseFlags(argc, argv);
+  if (!flags.ok()) return Fail(options, flags.status(), kExitUsage);
+  if (flags->help) {
+    PrintHelp(options);
+    return 0;
+  }
+  if (flags->version) {
+    std::printf("bulkhead-%s %s\n", options.name.c_str(), kProductVersion);
+    return 0;
+  }
+  absl::StatusOr<config::Config> config = ReadConfig(*flags);
+  if (!config.ok()) return Fail(options, config.status(), kExitUsage);
+  log::Init(options.name, config->log.level, config->log.format);
+
+  // One arena: idle daemons stay small. Signals are taken by Run() alone, so
+  // they are blocked before the first thread.
+  ::mallopt(M_ARENA_MAX, 1);
+  ::signal(SIGPIPE, SIG_IGN);
+  sigset_t signals;
+  ::sigemptyset(&signals);
+  ::sigaddset(&signals, SIGTERM);
+  ::sigaddset(&signals, SIGINT);
+  ::sigaddset(&signals, SIGHUP);
+  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  ::umask(022);
+  rlimit files{};
+  if (::getrlimit(RLIMIT_NOFILE, &files) == 0) {
+    files.rlim_cur = files.rlim_max;
+    ::setrlimit(RLIMIT_NOFILE, &files);
+  }
+
+  absl::Status status = os::MakeDirs(config->root, 0711);
+  if (status.ok()) status = os::MakeDirs(config->state, 0711);
+  if (status.ok()) {
+    status = os::MakeDirs(config->ServiceDir(options.name), 0700);
+  }
+  if (status.ok()) status = Confine(options);
+  if (!status.ok()) return Fail(options, status, kExitFailed);
+
+  ContextImpl context(options, *flags, std::move(*config));
+  status = body(context);
+  if (!status.ok()) return Fail(options, status, kExitFailed);
+  return 0;
+}
+
+}  // namespace bulkhead::service
