@@ -22,20 +22,22 @@ def _wire_proto_gen_impl(ctx):
 
     # protoc 3.21 does not know that some names of the contract are taken in
     # C++: `requires`, a field of introspection's Plugin, becomes requires_();
-    # NRI's SCHED_* values give way to macros of <sched.h> unless those go.
+    # NRI's SCHED_* and CRI's SIG* values are macros of the C library, which are
+    # put aside inside the generated header.
     ctx.actions.run_shell(
-        command = "\n".join([
-            "/usr/bin/protoc \"$@\" || exit 1",
-            "for out in " + " ".join([o.path for o in outs]) + "; do",
-            "  sed -i 's/\\brequires(/requires_(/g' $out",
-            "  grep -q SCHED_FIFO $out && for m in OTHER FIFO RR BATCH ISO IDLE " +
-            "DEADLINE FLAG_RESET_ON_FORK FLAG_RECLAIM FLAG_DL_OVERRUN " +
-            "FLAG_KEEP_POLICY FLAG_KEEP_PARAMS FLAG_UTIL_CLAMP_MIN " +
-            "FLAG_UTIL_CLAMP_MAX; do " +
-            "sed -i \"/port_def.inc/a #undef SCHED_$m\" $out; done",
-            "done",
-            "true",
-        ]),
+        command = """
+/usr/bin/protoc "$@" || exit 1
+for out in {outs}; do
+  sed -i 's/\\brequires(/requires_(/g' $out
+  case $out in *.pb.h) ;; *) continue ;; esac
+  names=$(grep -owE 'SCHED_[A-Z_]+|SIG[A-Z0-9]+' $out | sort -u)
+  [ -n "$names" ] || continue
+  for name in $names; do
+    sed -i -e '/protoc_insertion_point(includes)/a #pragma push_macro("'$name'")' -e '/protoc_insertion_point(includes)/a #undef '$name $out
+    echo '#pragma pop_macro("'$name'")' >> $out
+  done
+done
+""".format(outs = " ".join([o.path for o in outs])),
         arguments = [args],
         inputs = sources,
         outputs = outs,
