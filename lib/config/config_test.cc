@@ -45,6 +45,31 @@ TEST(Config, WrongTypesAndRangesAreNamed) {
               HasSubstr("needs a 'type' and an 'address'"));
 }
 
+// What is shipped parses, and says what the defaults are.
+TEST(Config, ShippedFileIsTheDefaults) {
+  const absl::StatusOr<Config> config = Load("deploy/config.toml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  const Config defaults;
+  EXPECT_EQ(config->root, defaults.root);
+  EXPECT_EQ(config->state, defaults.state);
+  EXPECT_EQ(config->gateway.mode, defaults.gateway.mode);
+  EXPECT_EQ(config->gateway.connect_timeout, defaults.gateway.connect_timeout);
+  EXPECT_EQ(config->metadata.gc_schedule_delay,
+            defaults.metadata.gc_schedule_delay);
+  EXPECT_EQ(config->metadata.gc_startup_delay,
+            defaults.metadata.gc_startup_delay);
+  EXPECT_EQ(config->metadata.events_kept_max,
+            defaults.metadata.events_kept_max);
+  EXPECT_EQ(config->snapshotter.snapshotters,
+            defaults.snapshotter.snapshotters);
+  EXPECT_EQ(config->snapshotter.layer_bytes_max,
+            defaults.snapshotter.layer_bytes_max);
+  EXPECT_EQ(config->distribution.stall_timeout,
+            defaults.distribution.stall_timeout);
+  EXPECT_EQ(config->runtime.default_runtime, defaults.runtime.default_runtime);
+  EXPECT_EQ(config->metrics.interval, defaults.metrics.interval);
+}
+
 TEST(Config, RoutesCanBeReplaced) {
   const absl::StatusOr<Config> config = Parse(
       "[gateway.routes]\n\"containerd.services.diff.v1.Diff\" = \"/d.sock\"\n",
