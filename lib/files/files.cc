@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -74,6 +75,16 @@ class KernelFiles final : public Files {
     // Not every file system can; commit's fsync does the work then.
     (void)::sync_file_range(fd, offset_bytes, size_bytes,
                             SYNC_FILE_RANGE_WRITE);
+  }
+
+  absl::Status Lock(int fd) override {
+    if (Retry([&] { return ::flock(fd, LOCK_EX | LOCK_NB); }) == 0) {
+      return absl::OkStatus();
+    }
+    if (errno == EWOULDBLOCK) {
+      return absl::FailedPreconditionError("locked by another process");
+    }
+    return Error("flock", "");
   }
 
   absl::Status Chmod(int fd, mode_t mode) override {

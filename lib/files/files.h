@@ -48,6 +48,9 @@ class Files {
   // Starts writing a range back without waiting: a hint, which cannot fail.
   virtual void StartWriteback(int fd, int64_t offset_bytes,
                               int64_t size_bytes) = 0;
+  // Takes flock(2)'s exclusive lock until the descriptor is closed.
+  // kFailedPrecondition if somebody else has it.
+  virtual absl::Status Lock(int fd) = 0;
   virtual absl::Status Chmod(int fd, mode_t mode) = 0;
   virtual absl::StatusOr<FileStat> Stat(int dir_fd,
                                         const std::string& path) = 0;

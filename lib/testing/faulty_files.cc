@@ -58,6 +58,11 @@ void FaultyFiles::StartWriteback(int fd, int64_t offset_bytes,
   real_.StartWriteback(fd, offset_bytes, size_bytes);
 }
 
+absl::Status FaultyFiles::Lock(int fd) {
+  const absl::Status fault = Next("flock");
+  return fault.ok() ? real_.Lock(fd) : fault;
+}
+
 absl::Status FaultyFiles::Chmod(int fd, mode_t mode) {
   const absl::Status fault = Next("fchmod");
   return fault.ok() ? real_.Chmod(fd, mode) : fault;

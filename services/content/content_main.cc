@@ -1,0 +1,3 @@
+#include "services/content/main.h"
+
+int main(int argc, char** argv) { return bulkhead::ContentMain(argc, argv); }

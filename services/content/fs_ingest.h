@@ -1,0 +1,36 @@
+// Inside of FsStore and FsWriter.
+#ifndef BULKHEAD_SERVICES_CONTENT_FS_INGEST_H_
+#define BULKHEAD_SERVICES_CONTENT_FS_INGEST_H_
+
+#include <mutex>
+#include <string>
+
+#include "services/content/fs_store.h"
+
+namespace bulkhead::content {
+
+// An open ingest, shared by its writer and by an Abort() from elsewhere.
+struct FsWriter::Ingest {
+  std::string ref;
+  std::string name;  // Of its folder.
+  int64_t total_bytes = 0;
+  absl::Time started_at;
+
+  std::mutex mutex;
+  // All below under `mutex`.
+  os::UniqueFd data;
+  int64_t offset_bytes = 0;     // End of what was appended or advanced to.
+  int64_t writeback_bytes = 0;  // Below it, writeback has been started.
+  Hasher hasher;                // Over the first hasher.size_bytes() bytes.
+  bool gone = false;            // Committed or aborted.
+};
+
+absl::Status NoReference(const std::string& ref);
+absl::Status BlobExists(const Digest& digest);
+// Trouble with an ingest: a full disk stays kResourceExhausted, all else is
+// kInternal; the message names the ref.
+absl::Status IngestError(const std::string& ref, const absl::Status& status);
+
+}  // namespace bulkhead::content
+
+#endif  // BULKHEAD_SERVICES_CONTENT_FS_INGEST_H_

@@ -1,0 +1,237 @@
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "lib/base/status_macros.h"
+#include "services/content/fs_ingest.h"
+#include "services/content/fs_store.h"
+
+namespace bulkhead::content {
+namespace {
+
+constexpr size_t kHashStepBytes = 64 << 10;
+constexpr int64_t kWritebackStepBytes = 8 << 20;
+constexpr mode_t kBlobMode = 0444;
+constexpr mode_t kIngestMode = 0600;
+
+}  // namespace
+
+FsWriter::~FsWriter() {
+  if (committed_.empty()) store_->UnlockRef(ingest_->ref);
+}
+
+absl::Status FsWriter::CheckLive() const {
+  return ingest_->gone ? NoReference(ingest_->ref) : absl::OkStatus();
+}
+
+absl::Status FsWriter::Error(const absl::Status& status) const {
+  return IngestError(ingest_->ref, status);
+}
+
+absl::StatusOr<files::FileStat> FsWriter::StatData() const {
+  absl::StatusOr<files::FileStat> stat =
+      store_->files_.Stat(ingest_->data.get(), "");
+  if (!stat.ok()) return Error(stat.status());
+  return stat;
+}
+
+absl::StatusOr<IngestInfo> FsWriter::Info() {
+  const std::lock_guard<std::mutex> lock(ingest_->mutex);
+  RETURN_IF_ERROR(CheckLive());
+  ASSIGN_OR_RETURN(const files::FileStat stat, StatData());
+  return IngestInfo{ingest_->ref, stat.size_bytes, ingest_->total_bytes,
+                    ingest_->started_at, stat.modified_at};
+}
+
+absl::Status FsWriter::HashTo(int64_t offset_bytes) {
+  Hasher& hasher = ingest_->hasher;
+  char buffer[kHashStepBytes];
+  while (hasher.size_bytes() < offset_bytes) {
+    const size_t want = static_cast<size_t>(
+        std::min<int64_t>(sizeof(buffer), offset_bytes - hasher.size_bytes()));
+    absl::StatusOr<size_t> n = store_->files_.PReadFull(
+        ingest_->data.get(), buffer, want, hasher.size_bytes());
+    if (!n.ok()) return Error(n.status());
+    if (*n != want) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "ingest ", ingest_->ref, " became shorter while it was read"));
+    }
+    hasher.Update(buffer, want);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Digest> FsWriter::DigestOf(int64_t size_bytes,
+                                          DigestAlgorithm algorithm) {
+  Hasher& hasher = ingest_->hasher;
+  if (algorithm != hasher.algorithm() || hasher.size_bytes() > size_bytes) {
+    hasher = Hasher(algorithm);
+  }
+  RETURN_IF_ERROR(HashTo(size_bytes));
+  return hasher.Current();
+}
+
+absl::StatusOr<Digest> FsWriter::DigestSoFar() {
+  const std::lock_guard<std::mutex> lock(ingest_->mutex);
+  if (!committed_.empty()) return committed_;
+  RETURN_IF_ERROR(CheckLive());
+  return DigestOf(ingest_->offset_bytes, DigestAlgorithm::kSha256);
+}
+
+absl::Status FsWriter::Append(absl::string_view data) {
+  const std::lock_guard<std::mutex> lock(ingest_->mutex);
+  RETURN_IF_ERROR(CheckLive());
+  const absl::Status written = store_->files_.PWriteFull(
+      ingest_->data.get(), data.data(), data.size(), ingest_->offset_bytes);
+  if (!written.ok()) {
+    // What was written of it must not count as part of the ingest. If even
+    // this fails, a resuming writer sees the longer size and its true digest.
+    (void)store_->files_.Truncate(ingest_->data.get(), ingest_->offset_bytes);
+    return Error(written);
+  }
+  // Fresh from the caller's memory, if the hash has come this far.
+  if (ingest_->hasher.size_bytes() == ingest_->offset_bytes) {
+    ingest_->hasher.Update(data);
+  }
+  ingest_->offset_bytes += static_cast<int64_t>(data.size());
+  return absl::OkStatus();
+}
+
+absl::Status FsWriter::Truncate(int64_t size_bytes) {
+  const std::lock_guard<std::mutex> lock(ingest_->mutex);
+  RETURN_IF_ERROR(CheckLive());
+  ASSIGN_OR_RETURN(const files::FileStat stat, StatData());
+  if (size_bytes < 0 || size_bytes > stat.size_bytes) {
+    return absl::OutOfRangeError(absl::StrCat("truncate @", size_bytes,
+                                              " beyond the current offset ",
+                                              stat.size_bytes));
+  }
+  const absl::Status cut =
+      store_->files_.Truncate(ingest_->data.get(), size_bytes);
+  if (!cut.ok()) return Error(cut);
+  ingest_->offset_bytes = size_bytes;
+  ingest_->writeback_bytes = std::min(ingest_->writeback_bytes, size_bytes);
+  if (ingest_->hasher.size_bytes() > size_bytes) ingest_->hasher = Hasher();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<os::UniqueFd> FsWriter::ShareFd() {
+  const std::lock_guard<std::mutex> lock(ingest_->mutex);
+  RETURN_IF_ERROR(CheckLive());
+  absl::StatusOr<os::UniqueFd> fd = store_->OpenData(ingest_->name);
+  if (!fd.ok()) return Error(fd.status());
+  return fd;
+}
+
+absl::Status FsWriter::Advance(int64_t offset_bytes) {
+  const std::lock_guard<std::mutex> lock(ingest_->mutex);
+  RETURN_IF_ERROR(CheckLive());
+  if (offset_bytes < ingest_->offset_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("advance to ", offset_bytes, ", but ",
+                     ingest_->offset_bytes, " was said before"));
+  }
+  ASSIGN_OR_RETURN(const files::FileStat stat, StatData());
+  if (offset_bytes > stat.size_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat("advance to ", offset_bytes,
+                                                   ", but the ingest has ",
+                                                   stat.size_bytes, " bytes"));
+  }
+  ingest_->offset_bytes = offset_bytes;
+  RETURN_IF_ERROR(HashTo(offset_bytes));
+  const int64_t dirty = offset_bytes - ingest_->writeback_bytes;
+  if (dirty >= kWritebackStepBytes) {
+    store_->files_.StartWriteback(ingest_->data.get(), ingest_->writeback_bytes,
+                                  dirty);
+    ingest_->writeback_bytes = offset_bytes;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FsWriter::Abort() {
+  {
+    const std::lock_guard<std::mutex> lock(ingest_->mutex);
+    RETURN_IF_ERROR(CheckLive());
+    const absl::Status removed = store_->RemoveIngest(ingest_->name);
+    if (!removed.ok()) return Error(removed);
+    ingest_->gone = true;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<BlobInfo> FsWriter::Commit(const CommitOptions& options) {
+  const std::lock_guard<std::mutex> lock(ingest_->mutex);
+  RETURN_IF_ERROR(CheckLive());
+  ASSIGN_OR_RETURN(const files::FileStat before, StatData());
+  const int64_t size = before.size_bytes;
+  if ((options.size_bytes != 0 || options.exact_size) &&
+      options.size_bytes != size) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("\"", ingest_->ref, "\" failed size validation: ", size,
+                     " != ", options.size_bytes));
+  }
+  const DigestAlgorithm algorithm = options.expected.empty()
+                                        ? DigestAlgorithm::kSha256
+                                        : options.expected.algorithm();
+  ASSIGN_OR_RETURN(const Digest digest, DigestOf(size, algorithm));
+  if (!options.expected.empty() && digest != options.expected) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("unexpected commit digest ", digest.str(), ", expected ",
+                     options.expected.str()));
+  }
+  // The ingest goes even if the blob is there already.
+  const absl::Status published = Publish(digest, before);
+  if (!published.ok() && !absl::IsAlreadyExists(published)) return published;
+  (void)store_->RemoveIngest(ingest_->name);  // Else swept at the next start.
+  ingest_->gone = true;
+  ingest_->data.Reset();
+  committed_ = digest;
+  store_->UnlockRef(ingest_->ref);
+  RETURN_IF_ERROR(published);
+  return BlobInfo{digest, size, before.modified_at, before.modified_at,
+                  options.labels};
+}
+
+absl::Status FsWriter::Publish(const Digest& digest,
+                               const files::FileStat& before) {
+  if (store_->Info(digest).ok()) return BlobExists(digest);
+  files::Files& files = store_->files_;
+  const int fd = ingest_->data.get();
+  const int blobs = store_->BlobDir(digest.algorithm());
+  const std::string data = ingest_->name + "/data";
+
+  absl::Status status = files.Chmod(fd, kBlobMode);
+  if (status.ok()) status = files.Sync(fd);
+  if (status.ok()) {
+    const std::lock_guard<std::mutex> stripe(store_->StripeOf(digest));
+    status = files.RenameNoReplace(store_->ingests_.get(), data, blobs,
+                                   digest.hex());
+    if (absl::IsAlreadyExists(status)) return BlobExists(digest);
+    if (status.ok()) {
+      status = files.Sync(blobs);
+      if (status.ok()) {
+        // A peer on the data socket holds a descriptor it can write to.
+        const absl::StatusOr<files::FileStat> after = files.Stat(fd, "");
+        if (!after.ok()) {
+          status = after.status();
+        } else if (after->size_bytes != before.size_bytes ||
+                   after->modified_at != before.modified_at) {
+          status = absl::FailedPreconditionError("written to during commit");
+        }
+      }
+      if (!status.ok()) {
+        (void)files.RenameNoReplace(blobs, digest.hex(), store_->ingests_.get(),
+                                    data);
+      }
+    }
+  }
+  if (status.ok()) return status;
+  (void)files.Chmod(fd, kIngestMode);  // OpenData() does it too.
+  if (absl::IsFailedPrecondition(status)) {
+    ingest_->hasher = Hasher();  // It has seen bytes that are no more.
+    return Annotate(status, absl::StrCat("ingest ", ingest_->ref));
+  }
+  return Error(status);
+}
+
+}  // namespace bulkhead::content
