@@ -1,0 +1,261 @@
+#include "services/runtime/shim/sinks.h"
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "lib/base/status_macros.h"
+
+namespace bulkhead::shim {
+namespace {
+
+constexpr int64_t kTeeGraceMs = 5000;
+constexpr int64_t kReopenDelayMsMax = 250;
+
+// One buffer for everybody: it is never in use across calls.
+char copy_buffer[kCopySizeBytes];
+
+}  // namespace
+
+void PipeSink::Write(std::string_view bytes) {
+  while (!bytes.empty() && fd_.valid()) {
+    const ssize_t size = ::write(fd_.get(), bytes.data(), bytes.size());
+    if (size >= 0) {
+      bytes.remove_prefix(static_cast<size_t>(size));
+    } else if (errno == EAGAIN) {
+      pending_.assign(bytes);
+      watched_ =
+          loop_->Watch(fd_.get(), EPOLLOUT, [this](uint32_t) { Flush(); }).ok();
+      if (!watched_) pending_.clear();
+      return;
+    } else if (errno != EINTR) {
+      Detach();
+      return;
+    }
+  }
+}
+
+void PipeSink::Flush() {
+  const ssize_t size = ::write(fd_.get(), pending_.data(), pending_.size());
+  if (size < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (size < 0) {
+    Detach();
+  } else {
+    pending_.erase(0, static_cast<size_t>(size));
+    if (!pending_.empty()) return;
+    std::string().swap(pending_);
+    loop_->Unwatch(fd_.get());
+    watched_ = false;
+  }
+  Ready();
+}
+
+void PipeSink::Detach() {
+  if (watched_) loop_->Unwatch(fd_.get());
+  watched_ = false;
+  std::string().swap(pending_);
+  fd_.Reset();
+}
+
+FifoSink::FifoSink(Loop* loop, std::string path, FifoMode mode)
+    : PipeSink(loop, os::UniqueFd()), path_(std::move(path)), mode_(mode) {
+  TryOpen();
+  if (waiting_) Retry();
+}
+
+void FifoSink::TryOpen() {
+  absl::StatusOr<os::UniqueFd> fd = os::Open(path_, O_WRONLY | O_NONBLOCK);
+  if (!fd.ok()) return;  // No reader yet, or no FIFO any more.
+  if (mode_ == FifoMode::kKeepReader) {
+    absl::StatusOr<os::UniqueFd> reader =
+        os::Open(path_, O_RDONLY | O_NONBLOCK);
+    if (!reader.ok()) return;
+    reader_ = std::move(*reader);
+  }
+  fd_ = std::move(*fd);
+  waiting_ = false;
+}
+
+void FifoSink::Retry() {
+  timer_ = loop_->After(delay_ms_, [this] {
+    waited_ms_ += delay_ms_;
+    delay_ms_ = std::min(delay_ms_ * 2, kReopenDelayMsMax);
+    TryOpen();
+    if (waiting_ && mode_ == FifoMode::kTee && waited_ms_ >= kTeeGraceMs) {
+      waiting_ = false;
+    }
+    if (waiting_) {
+      Retry();
+    } else {
+      Ready();
+    }
+  });
+}
+
+bool FifoSink::blocked() const { return waiting_ || PipeSink::blocked(); }
+
+void FifoSink::Write(std::string_view bytes) {
+  if (!fd_.valid()) TryOpen();  // A tee may have a reader again.
+  PipeSink::Write(bytes);
+}
+
+void FileSink::Write(std::string_view bytes) {
+  // A full disk must not stop the container: there is nobody to tell.
+  (void)os::WriteFull(fd_.get(), bytes.data(), bytes.size());
+}
+
+JsonSink::JsonSink(std::shared_ptr<JsonLog> log, std::string stream,
+                   std::unique_ptr<FifoSink> tee)
+    : log_(std::move(log)),
+      lines_(log_.get(), std::move(stream)),
+      tee_(std::move(tee)) {
+  if (tee_ != nullptr) tee_->set_on_ready([this] { Ready(); });
+}
+
+void JsonSink::Write(std::string_view bytes) {
+  (void)lines_.Write(bytes, Now());  // As in FileSink.
+  if (tee_ != nullptr) tee_->Write(bytes);
+}
+
+void JsonSink::Finish() { (void)lines_.Flush(Now()); }
+
+OutputCopier::OutputCopier(Loop* loop, os::UniqueFd source,
+                           std::unique_ptr<Sink> sink,
+                           std::function<void()> on_end)
+    : loop_(loop),
+      source_(std::move(source)),
+      sink_(std::move(sink)),
+      on_end_(std::move(on_end)) {
+  sink_->set_on_ready([this] {
+    if (at_end_) {
+      End();
+    } else {
+      Arm();
+    }
+  });
+  Arm();
+}
+
+OutputCopier::~OutputCopier() {
+  if (armed_) loop_->Unwatch(source_.get());
+}
+
+void OutputCopier::Arm() {
+  if (armed_ || ended_ || sink_->blocked()) return;
+  armed_ =
+      loop_->Watch(source_.get(), EPOLLIN, [this](uint32_t) { Pump(); }).ok();
+}
+
+void OutputCopier::Pump() {
+  const ssize_t size = ::read(source_.get(), copy_buffer, sizeof(copy_buffer));
+  if (size < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (size > 0) {
+    sink_->Write({copy_buffer, static_cast<size_t>(size)});
+    if (sink_->blocked() && armed_) {
+      loop_->Unwatch(source_.get());
+      armed_ = false;
+    }
+    return;
+  }
+  // End of a pipe, or of a terminal (EIO).
+  at_end_ = true;
+  if (armed_) loop_->Unwatch(source_.get());
+  armed_ = false;
+  if (!sink_->blocked()) End();
+}
+
+void OutputCopier::End() {
+  if (ended_) return;
+  ended_ = true;
+  source_.Reset();
+  sink_->Finish();
+  // The sink may be calling us.
+  loop_->After(0, [sink = std::shared_ptr<Sink>(std::move(sink_)),
+                   call = std::move(on_end_)]() mutable {
+    sink.reset();
+    if (call) call();
+  });
+}
+
+absl::StatusOr<std::unique_ptr<InputCopier>> InputCopier::Open(
+    Loop* loop, const std::string& fifo) {
+  std::unique_ptr<InputCopier> copier(new InputCopier(loop));
+  ASSIGN_OR_RETURN(copier->source_, os::Open(fifo, O_RDONLY | O_NONBLOCK));
+  ASSIGN_OR_RETURN(copier->writer_, os::Open(fifo, O_WRONLY | O_NONBLOCK));
+  return copier;
+}
+
+InputCopier::~InputCopier() {
+  if (source_armed_) loop_->Unwatch(source_.get());
+  if (destination_armed_) loop_->Unwatch(destination_.get());
+}
+
+void InputCopier::Start(os::UniqueFd destination,
+                        std::function<void()> on_end) {
+  destination_ = std::move(destination);
+  on_end_ = std::move(on_end);
+  started_ = true;
+  Arm();
+}
+
+void InputCopier::CloseWriter() { writer_.Reset(); }
+
+void InputCopier::Arm() {
+  if (source_armed_ || !source_.valid()) return;
+  source_armed_ =
+      loop_->Watch(source_.get(), EPOLLIN, [this](uint32_t) { Pump(); }).ok();
+  if (!source_armed_) {
+    // A regular file or /dev/null cannot be watched: it is always ready.
+    loop_->After(0, [] {});
+    while (source_.valid() && pending_.empty()) Pump();
+  }
+}
+
+void InputCopier::Pump() {
+  const ssize_t size = ::read(source_.get(), copy_buffer, sizeof(copy_buffer));
+  if (size < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (size <= 0) return End();
+  pending_.assign(copy_buffer, static_cast<size_t>(size));
+  Flush();
+}
+
+void InputCopier::Flush() {
+  while (!pending_.empty()) {
+    const ssize_t size =
+        ::write(destination_.get(), pending_.data(), pending_.size());
+    if (size >= 0) {
+      pending_.erase(0, static_cast<size_t>(size));
+      continue;
+    }
+    if (errno == EINTR) continue;
+    if (errno != EAGAIN) return End();  // The container closed its stdin.
+    if (source_armed_) loop_->Unwatch(source_.get());
+    source_armed_ = false;
+    if (!destination_armed_) {
+      destination_armed_ = loop_
+                               ->Watch(destination_.get(), EPOLLOUT,
+                                       [this](uint32_t) { Flush(); })
+                               .ok();
+    }
+    return;
+  }
+  std::string().swap(pending_);
+  if (destination_armed_) loop_->Unwatch(destination_.get());
+  destination_armed_ = false;
+  Arm();
+}
+
+void InputCopier::End() {
+  if (source_armed_) loop_->Unwatch(source_.get());
+  if (destination_armed_) loop_->Unwatch(destination_.get());
+  source_armed_ = destination_armed_ = false;
+  pending_.clear();
+  source_.Reset();
+  destination_.Reset();
+  if (on_end_) loop_->After(0, std::exchange(on_end_, nullptr));
+}
+
+}  // namespace bulkhead::shim

@@ -1,0 +1,171 @@
+// Where a container's output goes, and where its input comes from, on the loop.
+// A sink that cannot take more says so; the copier then leaves the bytes in the
+// container's own pipe, so nothing is lost and only that container waits.
+#ifndef BULKHEAD_SERVICES_RUNTIME_SHIM_SINKS_H_
+#define BULKHEAD_SERVICES_RUNTIME_SHIM_SINKS_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "lib/os/fd.h"
+#include "services/runtime/shim/json_log.h"
+#include "services/runtime/shim/loop.h"
+
+namespace bulkhead::shim {
+
+constexpr size_t kCopySizeBytes = 32 << 10;
+
+class Sink {
+ public:
+  virtual ~Sink() = default;
+  // Takes all of `bytes`. Only when not blocked().
+  virtual void Write(std::string_view bytes) = 0;
+  virtual bool blocked() const { return false; }
+  virtual void Finish() {}  // End of stream, once nothing is pending.
+  // Called when a blocked sink takes bytes again.
+  void set_on_ready(std::function<void()> call) { on_ready_ = std::move(call); }
+
+ protected:
+  void Ready() {
+    if (on_ready_) on_ready_();
+  }
+
+ private:
+  std::function<void()> on_ready_;
+};
+
+// A pipe or FIFO, non-blocking.
+class PipeSink : public Sink {
+ public:
+  PipeSink(Loop* loop, os::UniqueFd fd) : loop_(loop), fd_(std::move(fd)) {}
+  ~PipeSink() override { Detach(); }
+
+  void Write(std::string_view bytes) override;
+  bool blocked() const override { return !pending_.empty(); }
+
+ protected:
+  // The other side is gone for good: drops what is pending.
+  void Detach();
+
+  Loop* loop_;
+  os::UniqueFd fd_;
+
+ private:
+  void Flush();
+
+  std::string pending_;
+  bool watched_ = false;
+};
+
+enum class FifoMode {
+  kKeepReader,  // Waits for a first reader, then keeps one itself: a client
+                // that vanishes loses nothing and a new one goes on reading.
+  kTee,         // Goes on without a reader, after a grace period at the start.
+};
+
+class FifoSink : public PipeSink {
+ public:
+  FifoSink(Loop* loop, std::string path, FifoMode mode);
+  ~FifoSink() override { loop_->Cancel(timer_); }
+
+  void Write(std::string_view bytes) override;
+  bool blocked() const override;
+
+ private:
+  void TryOpen();
+  void Retry();
+
+  std::string path_;
+  FifoMode mode_;
+  os::UniqueFd reader_;
+  bool waiting_ = true;
+  int64_t waited_ms_ = 0;
+  int64_t delay_ms_ = 1;
+  uint64_t timer_ = 0;
+};
+
+// A regular file, appended to; writing may block on the disk.
+class FileSink : public Sink {
+ public:
+  explicit FileSink(os::UniqueFd fd) : fd_(std::move(fd)) {}
+  void Write(std::string_view bytes) override;
+
+ private:
+  os::UniqueFd fd_;
+};
+
+// A JsonLog shared by both streams, and a FIFO that gets the raw bytes too.
+class JsonSink : public Sink {
+ public:
+  JsonSink(std::shared_ptr<JsonLog> log, std::string stream,
+           std::unique_ptr<FifoSink> tee);
+  void Write(std::string_view bytes) override;
+  bool blocked() const override { return tee_ != nullptr && tee_->blocked(); }
+  void Finish() override;
+
+ private:
+  std::shared_ptr<JsonLog> log_;
+  LogLines lines_;
+  std::unique_ptr<FifoSink> tee_;
+};
+
+// Copies a container's stream into a sink until its end.
+class OutputCopier {
+ public:
+  OutputCopier(Loop* loop, os::UniqueFd source, std::unique_ptr<Sink> sink,
+               std::function<void()> on_end);
+  ~OutputCopier();
+  bool ended() const { return ended_; }
+
+ private:
+  void Arm();
+  void Pump();
+  void End();
+
+  Loop* loop_;
+  os::UniqueFd source_;
+  std::unique_ptr<Sink> sink_;
+  std::function<void()> on_end_;
+  bool armed_ = false;
+  bool at_end_ = false;  // Read to the end; the sink still has bytes.
+  bool ended_ = false;
+};
+
+// Copies a stdin FIFO to a container's pipe or terminal until CloseWriter()
+// and the client's closing.
+class InputCopier {
+ public:
+  // Errors: the FIFO cannot be opened.
+  static absl::StatusOr<std::unique_ptr<InputCopier>> Open(
+      Loop* loop, const std::string& fifo);
+  ~InputCopier();
+  // Starts copying to `destination`; `on_end` is called at end of file.
+  void Start(os::UniqueFd destination, std::function<void()> on_end);
+  // Gives up our own writing end, so that the client's closing is the end.
+  void CloseWriter();
+
+ private:
+  explicit InputCopier(Loop* loop) : loop_(loop) {}
+  void Arm();
+  void Pump();
+  void Flush();
+  void End();
+
+  Loop* loop_;
+  os::UniqueFd source_;
+  os::UniqueFd writer_;
+  os::UniqueFd destination_;
+  std::function<void()> on_end_;
+  std::string pending_;
+  bool started_ = false;
+  bool source_armed_ = false;
+  bool destination_armed_ = false;
+};
+
+}  // namespace bulkhead::shim
+
+#endif  // BULKHEAD_SERVICES_RUNTIME_SHIM_SINKS_H_
