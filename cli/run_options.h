@@ -1,0 +1,74 @@
+// The flags of `run` and `create`, and what they become.
+#ifndef BULKHEAD_CLI_RUN_OPTIONS_H_
+#define BULKHEAD_CLI_RUN_OPTIONS_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "cli/client.h"
+#include "cli/container.h"
+
+namespace bulkhead::cli {
+
+struct RunOptions {
+  bool detach = false;
+  bool interactive = false;
+  bool tty = false;
+  bool remove = false;
+  bool privileged = false;
+  bool read_only = false;
+  bool plain_http = false;
+  std::string name;
+  std::vector<std::string> env;
+  std::vector<std::string> env_files;
+  std::string workdir;
+  std::string user;
+  std::string entrypoint;
+  bool entrypoint_set = false;
+  std::vector<std::string> mounts;
+  std::vector<std::string> volumes;
+  std::vector<std::string> tmpfs;
+  std::string memory;
+  double cpus = 0;
+  int64_t cpu_shares = 0;
+  int64_t pids_max = 0;
+  std::vector<std::string> cap_add;
+  std::vector<std::string> cap_drop;
+  std::string network = "none";
+  std::string hostname;
+  std::vector<std::string> labels;
+  std::string snapshotter;
+  std::string runtime;
+  std::string pull = "missing";
+  std::string platform;
+  std::vector<std::string> ulimits;
+  std::vector<std::string> security;
+  std::string stop_signal;
+  std::vector<std::string> devices;
+  std::string shm_size;
+  std::string detach_keys = "ctrl-p,ctrl-q";
+  std::string cid_file;
+  std::vector<std::string> rest;  // IMAGE [COMMAND [ARG...]]
+};
+
+// Makes snapshot and record (under a lease). Pulls the image if `pull` says
+// so. On error nothing is left behind.
+absl::StatusOr<ContainerRecord> CreateContainer(Client& client,
+                                                const RunOptions& options);
+
+// The shim's name and options for --runtime: "" for the default, "crun" or
+// "/usr/bin/crun" for an OCI runtime under our shim, "io.containerd.x.v1".
+struct RuntimeChoice {
+  std::string name;
+  std::string binary;  // Of the OCI runtime; empty: the shim's default.
+};
+RuntimeChoice ChooseRuntime(Client& client, const std::string& text);
+
+// The namespace's default snapshotter, else "overlayfs".
+std::string DefaultSnapshotter(Client& client, const std::string& text);
+
+}  // namespace bulkhead::cli
+
+#endif  // BULKHEAD_CLI_RUN_OPTIONS_H_
