@@ -1,0 +1,409 @@
+#include "services/distribution/http.h"
+
+#include <curl/curl.h>
+#include <malloc.h>
+
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "lib/base/status_macros.h"
+#include "lib/os/fd.h"
+
+namespace bulkhead::distribution {
+namespace {
+
+constexpr long kReceiveBufferBytes = 256 << 10;
+constexpr long kConnectionsMax = 32;
+constexpr int kPollMs = 30000;  // Idle for so long: connections are closed.
+constexpr size_t kCaBytesMax = 4 << 20;
+constexpr absl::Duration kCancelCheck = absl::Milliseconds(100);
+
+struct Job {
+  const HttpRequest* request = nullptr;
+  CURL* easy = nullptr;
+  curl_slist* headers = nullptr;
+  char error[CURL_ERROR_SIZE] = {};
+  std::string ca;
+  HttpResponse response;
+  size_t header_bytes = 0;
+  bool headers_done = false;
+  absl::Status failed;  // From a callback.
+  size_t sent_bytes = 0;
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool done = false;  // Guarded by mutex.
+  CURLcode result = CURLE_OK;
+
+  ~Job() {
+    if (headers != nullptr) curl_slist_free_all(headers);
+    if (easy != nullptr) curl_easy_cleanup(easy);
+  }
+};
+
+bool TakesBody(const Job& job) {
+  return job.request->sink != nullptr &&
+         (job.response.status == 200 || job.response.status == 206);
+}
+
+size_t OnHeader(char* data, size_t unit, size_t count, void* user) {
+  Job& job = *static_cast<Job*>(user);
+  const size_t size = unit * count;
+  job.header_bytes += size;
+  if (job.header_bytes > kHeaderBytesMax) {
+    job.failed = absl::ResourceExhaustedError(absl::StrCat(
+        "response headers over the limit of ", kHeaderBytesMax, " bytes"));
+    return 0;
+  }
+  std::string line(data, size);
+  absl::StripTrailingAsciiWhitespace(&line);
+  if (absl::StartsWith(line, "HTTP/")) {  // Also after a 100 Continue.
+    job.response.headers.clear();
+    const size_t space = line.find(' ');
+    if (space == std::string::npos ||
+        !absl::SimpleAtoi(line.substr(space + 1, 3), &job.response.status)) {
+      job.response.status = 0;
+    }
+    return size;
+  }
+  if (line.empty()) {
+    if (job.response.status >= 200 && !job.headers_done) {
+      job.headers_done = true;
+      if (job.request->on_headers) {
+        job.failed = job.request->on_headers(job.response);
+        if (!job.failed.ok()) return 0;
+      }
+    }
+    return size;
+  }
+  const size_t colon = line.find(':');
+  if (colon == std::string::npos) return size;
+  std::string value = line.substr(colon + 1);
+  absl::StripAsciiWhitespace(&value);
+  job.response.headers.emplace_back(
+      absl::AsciiStrToLower(line.substr(0, colon)), std::move(value));
+  return size;
+}
+
+size_t OnBody(char* data, size_t unit, size_t count, void* user) {
+  Job& job = *static_cast<Job*>(user);
+  const size_t size = unit * count;
+  if (TakesBody(job)) {
+    job.failed = job.request->sink(data, size);
+    return job.failed.ok() ? size : 0;
+  }
+  std::string& body = job.response.body;
+  if (job.response.status / 100 != 2) {  // An error page: its start will do.
+    body.append(data,
+                std::min(size, kErrorBodyBytesMax -
+                                   std::min(body.size(), kErrorBodyBytesMax)));
+    return size;
+  }
+  if (body.size() + size > job.request->body_bytes_max) {
+    job.failed = absl::ResourceExhaustedError(
+        absl::StrCat("response body over the limit of ",
+                     job.request->body_bytes_max, " bytes"));
+    return 0;
+  }
+  body.append(data, size);
+  return size;
+}
+
+size_t OnUpload(char* buffer, size_t unit, size_t count, void* user) {
+  Job& job = *static_cast<Job*>(user);
+  const size_t room = unit * count;
+  if (job.request->source) {
+    const int64_t got = job.request->source(buffer, room);
+    return got < 0 ? CURL_READFUNC_ABORT : static_cast<size_t>(got);
+  }
+  const std::string& body = job.request->body;
+  const size_t size = std::min(room, body.size() - job.sent_bytes);
+  std::memcpy(buffer, body.data() + job.sent_bytes, size);
+  job.sent_bytes += size;
+  return size;
+}
+
+// A header value from outside must not start another header.
+bool HasLineBreak(const std::string& text) {
+  return text.find_first_of(std::string("\r\n\0", 3)) != std::string::npos;
+}
+
+absl::Status Prepare(const HttpRequest& request, const std::string& user_agent,
+                     Job* job) {
+  if (!absl::StartsWith(request.url, "http://") &&
+      !absl::StartsWith(request.url, "https://")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("not an http or https URL: ", request.url));
+  }
+  job->request = &request;
+  job->easy = curl_easy_init();
+  if (job->easy == nullptr) return absl::ResourceExhaustedError("libcurl");
+  CURL* easy = job->easy;
+  curl_easy_setopt(easy, CURLOPT_PRIVATE, job);
+  curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, job->error);
+  curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+  curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
+  curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
+  curl_easy_setopt(easy, CURLOPT_HTTP_VERSION,
+                   static_cast<long>(CURL_HTTP_VERSION_2TLS));
+  curl_easy_setopt(easy, CURLOPT_BUFFERSIZE,
+                   request.sink == nullptr ? 16384L : kReceiveBufferBytes);
+  curl_easy_setopt(easy, CURLOPT_URL, request.url.c_str());
+  curl_easy_setopt(easy, CURLOPT_USERAGENT, user_agent.c_str());
+  curl_easy_setopt(easy, CURLOPT_NETRC, static_cast<long>(CURL_NETRC_IGNORED));
+  curl_easy_setopt(
+      easy, CURLOPT_CONNECTTIMEOUT_MS,
+      static_cast<long>(absl::ToInt64Milliseconds(request.connect_timeout)));
+  curl_easy_setopt(easy, CURLOPT_LOW_SPEED_LIMIT, 1L);
+  curl_easy_setopt(
+      easy, CURLOPT_LOW_SPEED_TIME,
+      std::max(1L,
+               static_cast<long>(absl::ToInt64Seconds(request.stall_timeout))));
+  curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, OnHeader);
+  curl_easy_setopt(easy, CURLOPT_HEADERDATA, job);
+  curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, OnBody);
+  curl_easy_setopt(easy, CURLOPT_WRITEDATA, job);
+  if (request.method == "HEAD") {
+    curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
+  } else if (request.method == "POST") {
+    curl_easy_setopt(easy, CURLOPT_POST, 1L);
+    curl_easy_setopt(easy, CURLOPT_POSTFIELDS, request.body.c_str());
+    curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE,
+                     static_cast<curl_off_t>(request.body.size()));
+  } else if (request.method == "PUT") {
+    curl_easy_setopt(easy, CURLOPT_UPLOAD, 1L);
+    curl_easy_setopt(easy, CURLOPT_READFUNCTION, OnUpload);
+    curl_easy_setopt(easy, CURLOPT_READDATA, job);
+    curl_easy_setopt(
+        easy, CURLOPT_INFILESIZE_LARGE,
+        static_cast<curl_off_t>(request.source ? request.upload_bytes
+                                               : int64_t(request.body.size())));
+  } else if (request.method != "GET") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("HTTP method ", request.method));
+  }
+  for (const auto& [name, value] : request.headers) {
+    if (HasLineBreak(name) || HasLineBreak(value)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "line break in the request header ", name.substr(0, 64)));
+    }
+    // curl's spelling of a header with an empty value.
+    job->headers = curl_slist_append(
+        job->headers, value.empty() ? absl::StrCat(name, ";").c_str()
+                                    : absl::StrCat(name, ": ", value).c_str());
+  }
+  curl_easy_setopt(easy, CURLOPT_HTTPHEADER, job->headers);
+  const TlsOptions& tls = request.tls;
+  if (tls.skip_verify) {
+    curl_easy_setopt(easy, CURLOPT_SSL_VERIFYPEER, 0L);
+    curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 0L);
+  }
+  for (const std::string& file : tls.ca_files) {
+    absl::StatusOr<std::string> pem = os::ReadFile(file, kCaBytesMax);
+    if (!pem.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("CA file: ", MessageOf(pem.status())));
+    }
+    absl::StrAppend(&job->ca, *pem, "\n");
+  }
+  if (!job->ca.empty()) {
+    curl_blob blob{job->ca.data(), job->ca.size(), CURL_BLOB_COPY};
+    curl_easy_setopt(easy, CURLOPT_CAINFO_BLOB, &blob);
+  }
+  if (!tls.client_cert.empty()) {
+    curl_easy_setopt(easy, CURLOPT_SSLCERT, tls.client_cert.c_str());
+    if (!tls.client_key.empty()) {
+      curl_easy_setopt(easy, CURLOPT_SSLKEY, tls.client_key.c_str());
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ResultStatus(const Job& job) {
+  if (!job.failed.ok()) return job.failed;
+  if (job.result == CURLE_OK) return absl::OkStatus();
+  const std::string text =
+      job.error[0] != '\0' ? job.error : curl_easy_strerror(job.result);
+  switch (job.result) {
+    case CURLE_SSL_CONNECT_ERROR:
+      if (absl::StrContains(text, "wrong version number") ||
+          absl::StrContains(text, "http request")) {
+        return absl::AbortedError(
+            "the server answered an https request in plain HTTP");
+      }
+      return absl::UnavailableError(text);
+    case CURLE_PEER_FAILED_VERIFICATION:
+      return absl::FailedPreconditionError(absl::StrCat(
+          "the server's certificate was not accepted: ", text,
+          " (name its authority with `ca` in the host's hosts.toml)"));
+    case CURLE_SSL_CERTPROBLEM:
+    case CURLE_SSL_CACERT_BADFILE:
+    case CURLE_SSL_ISSUER_ERROR:
+      return absl::InvalidArgumentError(absl::StrCat("TLS files: ", text));
+    case CURLE_URL_MALFORMAT:
+    case CURLE_UNSUPPORTED_PROTOCOL:
+      return absl::InvalidArgumentError(text);
+    case CURLE_OPERATION_TIMEDOUT:
+      return absl::UnavailableError(absl::StrCat("timed out: ", text));
+    default:
+      return absl::UnavailableError(text);
+  }
+}
+
+class CurlClient : public HttpClient {
+ public:
+  explicit CurlClient(const std::string& user_agent)
+      : user_agent_(user_agent), multi_(NewMulti()) {
+    thread_ = std::thread([this] { Loop(); });
+  }
+
+  ~CurlClient() override {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      stopping_ = true;
+      curl_multi_wakeup(multi_);
+    }
+    thread_.join();
+    curl_multi_cleanup(multi_);
+  }
+
+  absl::StatusOr<HttpResponse> Do(const HttpRequest& request) override {
+    auto job = std::make_shared<Job>();
+    RETURN_IF_ERROR(Prepare(request, user_agent_, job.get()));
+    Post(job, &added_);
+    bool asked = false;
+    std::unique_lock<std::mutex> lock(job->mutex);
+    while (!job->done) {
+      job->changed.wait_for(lock, absl::ToChronoMilliseconds(kCancelCheck));
+      if (job->done || asked || !request.cancelled) continue;
+      lock.unlock();
+      if (request.cancelled()) {
+        asked = true;
+        Post(job, &cancelled_);
+      }
+      lock.lock();
+    }
+    lock.unlock();
+    RETURN_IF_ERROR(ResultStatus(*job));
+    return std::move(job->response);
+  }
+
+ private:
+  static CURLM* NewMulti() {
+    CURLM* multi = curl_multi_init();
+    curl_multi_setopt(multi, CURLMOPT_PIPELINING,
+                      static_cast<long>(CURLPIPE_MULTIPLEX));
+    curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, kConnectionsMax);
+    return multi;
+  }
+
+  void Post(const std::shared_ptr<Job>& job,
+            std::deque<std::shared_ptr<Job>>* queue) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    queue->push_back(job);
+    curl_multi_wakeup(multi_);  // Under the lock: the loop may replace it.
+  }
+
+  void End(Job* job, CURLcode result) {
+    const auto found = running_.find(job);
+    if (found == running_.end()) return;
+    const std::shared_ptr<Job> keep = found->second;
+    running_.erase(found);
+    curl_multi_remove_handle(multi_, job->easy);
+    std::lock_guard<std::mutex> lock(job->mutex);
+    job->result = result;
+    job->done = true;
+    job->changed.notify_all();
+  }
+
+  void Loop() {
+    for (;;) {
+      std::deque<std::shared_ptr<Job>> added;
+      std::deque<std::shared_ptr<Job>> cancelled;
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (stopping_) break;
+        added.swap(added_);
+        cancelled.swap(cancelled_);
+      }
+      if (!added.empty()) used_ = true;
+      for (const auto& job : added) {
+        running_[job.get()] = job;
+        curl_multi_add_handle(multi_, job->easy);
+      }
+      for (const auto& job : cancelled) {
+        if (running_.count(job.get()) == 0) continue;
+        job->failed = absl::CancelledError("the transfer was cancelled");
+        End(job.get(), CURLE_ABORTED_BY_CALLBACK);
+      }
+      int active = 0;
+      curl_multi_perform(multi_, &active);
+      int left = 0;
+      while (CURLMsg* message = curl_multi_info_read(multi_, &left)) {
+        if (message->msg != CURLMSG_DONE) continue;
+        const CURLcode result = message->data.result;
+        char* owner = nullptr;
+        curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &owner);
+        End(reinterpret_cast<Job*>(owner), result);
+      }
+      int ready = 0;
+      const absl::Time before = absl::Now();
+      curl_multi_poll(multi_, nullptr, 0, kPollMs, &ready);
+      if (running_.empty() && used_ && ready == 0 &&
+          absl::Now() - before >= absl::Milliseconds(kPollMs - 100)) {
+        CloseIdle();
+      }
+    }
+    while (!running_.empty()) {
+      running_.begin()->second->failed =
+          absl::CancelledError("the client is closing");
+      End(running_.begin()->first, CURLE_ABORTED_BY_CALLBACK);
+    }
+  }
+
+  // Gives back connections and memory that nobody used for a while.
+  void CloseIdle() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!added_.empty()) return;
+    curl_multi_cleanup(multi_);
+    multi_ = NewMulti();
+    used_ = false;
+    malloc_trim(0);
+  }
+
+  const std::string user_agent_;
+  std::mutex mutex_;
+  CURLM* multi_;  // Replaced by the loop's thread, under mutex_.
+  std::deque<std::shared_ptr<Job>> added_;        // Guarded by mutex_.
+  std::deque<std::shared_ptr<Job>> cancelled_;    // Guarded by mutex_.
+  bool stopping_ = false;                         // Guarded by mutex_.
+  bool used_ = false;                             // The loop's.
+  std::map<Job*, std::shared_ptr<Job>> running_;  // The loop's.
+  std::thread thread_;
+};
+
+}  // namespace
+
+std::string HttpResponse::Header(const std::string& name) const {
+  for (const auto& [key, value] : headers) {
+    if (key == name) return value;
+  }
+  return "";
+}
+
+std::unique_ptr<HttpClient> HttpClient::Create(const std::string& user_agent) {
+  static const CURLcode init = curl_global_init(CURL_GLOBAL_DEFAULT);
+  (void)init;  // It fails only without memory.
+  return std::make_unique<CurlClient>(user_agent);
+}
+
+}  // namespace bulkhead::distribution

@@ -1,0 +1,83 @@
+// An HTTP client on libcurl's multi interface: one thread and one pool of
+// connections for the process, HTTP/1.1 and HTTP/2, bodies streamed to a sink.
+// It never follows redirects and adds no credentials: its users do.
+#ifndef BULKHEAD_SERVICES_DISTRIBUTION_HTTP_H_
+#define BULKHEAD_SERVICES_DISTRIBUTION_HTTP_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+
+namespace bulkhead::distribution {
+
+constexpr size_t kHeaderBytesMax = 64 << 10;     // All of one response.
+constexpr size_t kErrorBodyBytesMax = 16 << 10;  // Kept of a failed response.
+
+struct TlsOptions {
+  std::vector<std::string> ca_files;  // Beside the system's authorities.
+  std::string client_cert;            // PEM files.
+  std::string client_key;
+  bool skip_verify = false;
+};
+
+struct HttpResponse {
+  int status = 0;
+  // Names in lower case, in the order received.
+  std::vector<std::pair<std::string, std::string>> headers;
+  std::string body;  // Empty if a sink took it.
+
+  // The first value, or "".
+  std::string Header(const std::string& name) const;
+};
+
+struct HttpRequest {
+  std::string method = "GET";  // GET, HEAD, POST or PUT.
+  std::string url;             // http or https.
+  std::vector<std::pair<std::string, std::string>> headers;
+  std::string body;  // POST, PUT.
+  TlsOptions tls;
+  absl::Duration connect_timeout = absl::Seconds(30);
+  // No byte either way for this long fails the request.
+  absl::Duration stall_timeout = absl::Seconds(30);
+  size_t body_bytes_max = 1 << 20;  // Of an answer without a sink.
+
+  // Called once with status and headers, before the body. An error ends the
+  // request and is what Do() returns. In the client's thread: must not block.
+  std::function<absl::Status(const HttpResponse&)> on_headers;
+  // Takes the body of a 200 or 206. Same rules; may write to a file.
+  std::function<absl::Status(const char* data, size_t size_bytes)> sink;
+  // Body of a PUT from elsewhere: `upload_bytes` in all; returns how many bytes
+  // it put into the buffer, 0 at the end, negative to fail.
+  std::function<int64_t(char* buffer, size_t size_bytes)> source;
+  int64_t upload_bytes = 0;
+  // Asked about ten times a second; true ends the request with kCancelled.
+  std::function<bool()> cancelled;
+};
+
+class HttpClient {
+ public:
+  static std::unique_ptr<HttpClient> Create(const std::string& user_agent);
+  virtual ~HttpClient() = default;
+
+  // Runs one request and waits for it. Thread-safe. Any complete answer is
+  // OK, whatever its status. Errors:
+  //   kUnavailable: no connection, reset, stalled: worth another try.
+  //   kFailedPrecondition: TLS: the certificate was not accepted, or ours.
+  //   kAborted: an https request was answered in plain HTTP.
+  //   kResourceExhausted: headers or body over their limit.
+  //   kInvalidArgument: bad URL or TLS files.
+  //   kCancelled.
+  virtual absl::StatusOr<HttpResponse> Do(const HttpRequest& request) = 0;
+};
+
+}  // namespace bulkhead::distribution
+
+#endif  // BULKHEAD_SERVICES_DISTRIBUTION_HTTP_H_
