@@ -1,0 +1,233 @@
+"""Side by side with Debian's containerd, alternating; prints median ratios.
+
+Both sides use the same registry, the same OCI runtime and fresh folders. The
+machine is noisy: the ratio (ours / containerd's) is what counts; below 1 we
+are faster or smaller.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+from bench import measure
+from tests.harness import images, proc, registry, suite
+
+NS = "bench"
+
+
+class Side:
+    def __init__(self, daemon):
+        self.daemon = daemon
+        self.ours = isinstance(daemon, suite.Suite)
+        self.env = dict(os.environ, BULKHEAD_ADDRESS=daemon.address, CONTAINERD_NAMESPACE=NS)
+
+    def pids(self):
+        return measure.descendants(self.daemon.process.pid)
+
+    def client(self, *args):
+        if self.ours:
+            return [os.path.join(proc.BIN, "bulkhead")] + list(args)
+        return ["ctr", "--address", self.daemon.address, "-n", NS] + list(args)
+
+    def pull(self, image):
+        return (self.client("pull", "-q", image) if self.ours else
+                self.client("images", "pull", "--plain-http", image))
+
+    def run(self, image, name, *command):
+        return (self.client("run", "--rm", "--name", name, image, *command) if self.ours else
+                self.client("run", "--rm", image, name, *command))
+
+    def run_detached(self, image, name, *command):
+        return (self.client("run", "-d", "--name", name, image, *command) if self.ours else
+                self.client("run", "-d", image, name, *command))
+
+    def exec(self, name, number, *command):
+        return (self.client("exec", name, *command) if self.ours else
+                self.client("tasks", "exec", "--exec-id", "e%d" % number, name, *command))
+
+    def shims(self):
+        marker = "containerd-shim-"
+        return [pid for pid, line in proc.pids_naming(self.daemon.address)
+                if marker in line.split(" ")[0]]
+
+
+def sides():
+    return Side(suite.Suite()), Side(suite.Containerd())
+
+
+def tree_layers(total_mib, count):
+    """Layers of real files of this host, about total_mib in all."""
+    budget = total_mib * (1 << 20) / count
+    layers, files, used = [], [], 0
+    for base, _, names in os.walk("/usr"):
+        for name in sorted(names):
+            path = os.path.join(base, name)
+            if os.path.islink(path) or not os.path.isfile(path):
+                continue
+            size = os.path.getsize(path)
+            if size > 32 << 20:
+                continue
+            files.append(path)
+            used += size
+            if used >= budget:
+                chosen = files
+
+                def build(add, chosen=chosen):
+                    for each in chosen:
+                        add(each.lstrip("/"), source=each)
+
+                layers.append(images.tar_of(build))
+                files, used = [], 0
+                if len(layers) == count:
+                    return layers
+    return layers
+
+
+class Report:
+    def __init__(self):
+        self.rows = []
+
+    def add(self, what, unit, ours, theirs, floor=None):
+        row = {"what": what, "unit": unit, "ours": measure.median(ours),
+               "containerd": measure.median(theirs), "rounds": len(ours)}
+        row["ratio"] = row["ours"] / row["containerd"] if row["containerd"] else 0
+        if floor:
+            row["floor"] = measure.median(floor)
+        self.rows.append(row)
+        print("%-44s %10.3f %10.3f %7.2fx%s" % (
+            what + ", " + unit, row["ours"], row["containerd"], row["ratio"],
+            "   floor %.3f" % row["floor"] if floor else ""), flush=True)
+
+
+def bench_pull(report, reg, rounds, tag):
+    image = reg.host + "/" + tag + ":1"
+    wall, cpu, peak = ([], []), ([], []), ([], [])
+    for _ in range(rounds):
+        for i, side in enumerate(sides()):
+            with side.daemon:
+                timed = measure.Timed(side.pull(image), side.pids(), side.env)
+                wall[i].append(timed.wall)
+                cpu[i].append(timed.cpu)
+    for i, side in enumerate(sides()):
+        with side.daemon:
+            peak[i].append(measure.PeakMemory(side.pull(image), side.pids, side.env).peak)
+    report.add("cold pull, %s: wall" % tag, "s", *wall)
+    report.add("cold pull, %s: CPU of daemons and client" % tag, "s", *cpu)
+    report.add("cold pull, %s: peak memory of daemons" % tag, "MiB PSS", *peak)
+
+
+def bare_runc(reg, rounds):
+    """The floor: runc run on an unpacked busybox, by itself."""
+    folder = proc.temp_dir()
+    times = []
+    try:
+        layout = images.Layout(os.path.join(folder, "layout"))
+        images.busybox(layout)
+        bundle = os.path.join(folder, "bundle")
+        proc.run(["umoci", "unpack", "--image", layout.path + ":busybox", bundle], check=True)
+        config = os.path.join(bundle, "config.json")
+        with open(config) as f:
+            spec = json.load(f)
+        spec["process"]["args"], spec["process"]["terminal"] = ["true"], False
+        with open(config, "w") as f:
+            json.dump(spec, f)
+        for i in range(rounds):
+            began = time.monotonic()
+            subprocess.run(["runc", "--root", folder + "/runc", "run", "-b", bundle,
+                            "bh-floor-%d-%d" % (os.getpid(), i)], check=True,
+                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            times.append((time.monotonic() - began) * 1000)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return times
+
+
+def bench_run(report, reg, rounds):
+    busybox = reg.host + "/busybox:1"
+    ours, theirs = sides()
+    with ours.daemon, theirs.daemon:
+        time.sleep(2)
+        idle = [[measure.pss_mib(s.pids())] for s in (ours, theirs)]
+        report.add("idle suite, before any work", "MiB PSS", *idle)
+        for side in (ours, theirs):
+            subprocess.run(side.pull(busybox), env=side.env, check=True, capture_output=True)
+        version, run, exec_ms = ([], []), ([], []), ([], [])
+        for n in range(rounds):
+            for i, side in enumerate((ours, theirs)):
+                run[i].append(1000 * measure.Timed(
+                    side.run(busybox, "r%d" % n, "true"), [], side.env).wall)
+        report.add("run --rm, own client, runc: wall", "ms", *run, floor=bare_runc(reg, rounds))
+        run = ([], [])
+        for n in range(rounds):
+            for i, side in enumerate((ours, theirs)):
+                args = ["ctr", "--address", side.daemon.address, "-n", NS, "run", "--rm"]
+                if side.ours:
+                    args += ["--runtime", "io.containerd.bulkhead.v1"]
+                run[i].append(1000 * measure.Timed(
+                    args + [busybox, "c%d" % n, "true"], [], side.env).wall)
+        report.add("run --rm, ctr on both, runc: wall", "ms", *run)
+        for side in (ours, theirs):
+            subprocess.run(side.run_detached(busybox, "keep", "sleep", "1000"), env=side.env,
+                           check=True, capture_output=True)
+        for n in range(rounds):
+            for i, side in enumerate((ours, theirs)):
+                exec_ms[i].append(1000 * measure.Timed(
+                    side.exec("keep", n, "true"), [], side.env).wall)
+        report.add("exec, own client: wall", "ms", *exec_ms)
+        for n in range(rounds):
+            for i, side in enumerate((ours, theirs)):
+                version[i].append(1000 * measure.Timed(
+                    ["ctr", "--address", side.daemon.address, "version"], [], side.env).wall)
+        report.add("ctr version: wall", "ms", *version)
+        shim = [[measure.pss_mib(s.shims()) / max(1, len(s.shims()))] for s in (ours, theirs)]
+        report.add("shim, one container", "MiB PSS each", *shim)
+        for side in (ours, theirs):
+            for n in range(9):
+                subprocess.run(side.run_detached(busybox, "k%d" % n, "sleep", "1000"),
+                               env=side.env, check=True, capture_output=True)
+        shim = [[measure.pss_mib(s.shims()) / max(1, len(s.shims()))] for s in (ours, theirs)]
+        report.add("shim, ten containers", "MiB PSS each", *shim)
+        idle = [[measure.pss_mib(set(s.pids()) - set(s.shims()))] for s in (ours, theirs)]
+        report.add("suite, after all this", "MiB PSS", *idle)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="sudo ./dev bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="of each small measurement")
+    parser.add_argument("--pull-rounds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=400, metavar="MIB",
+                        help="of the pulled image, unpacked")
+    parser.add_argument("--only", choices=("pull", "run"))
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    args = parser.parse_args()
+    folder = proc.temp_dir()
+    report = Report()
+    try:
+        layout = images.Layout(os.path.join(folder, "layout"))
+        images.busybox(layout)
+        with registry.Registry() as reg:
+            layout.push("busybox", reg.host + "/busybox:1")
+            print("%-44s %10s %10s %8s" % ("", "ours", "containerd", "ratio"))
+            if args.only != "run":
+                layers = tree_layers(args.size, 6)
+                for tag in ("gzip", "zstd"):
+                    layout.image(tag, layers, compression=tag)
+                    layout.push(tag, reg.host + "/" + tag + ":1")
+                del layers
+                for tag in ("gzip", "zstd"):
+                    bench_pull(report, reg, args.pull_rounds, tag)
+            if args.only != "pull":
+                bench_run(report, reg, args.rounds)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if args.json:
+        with open(args.json, "w") as f:
+            json.dump(report.rows, f, indent=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Wall time, CPU time and memory of the daemons under measurement."""
+
+import os
+import resource
+import statistics
+import subprocess
+import time
+
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+def descendants(pid):
+    """The process and its children, of whatever depth."""
+    children = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open("/proc/%s/stat" % entry) as f:
+                parent = int(f.read().rsplit(")", 1)[1].split()[1])
+        except (OSError, IndexError):
+            continue
+        children.setdefault(parent, []).append(int(entry))
+    found, queue = [], [pid]
+    while queue:
+        one = queue.pop()
+        found.append(one)
+        queue += children.get(one, [])
+    return found
+
+
+def cpu_s(pids):
+    """User and system seconds, ended children included."""
+    total = 0
+    for pid in pids:
+        try:
+            with open("/proc/%d/stat" % pid) as f:
+                fields = f.read().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        total += sum(int(x) for x in fields[11:15])
+    return total / TICK
+
+
+def pss_mib(pids):
+    total = 0
+    for pid in pids:
+        try:
+            with open("/proc/%d/smaps_rollup" % pid) as f:
+                for line in f:
+                    if line.startswith("Pss:"):
+                        total += int(line.split()[1])
+        except OSError:
+            continue
+    return total / 1024
+
+
+class Timed:
+    """Wall seconds of a command, and CPU seconds of it and the daemons."""
+
+    def __init__(self, args, daemons, env=None, ok=(0,)):
+        before = cpu_s(daemons)
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        began = time.monotonic()
+        done = subprocess.run(args, env=env, stdin=subprocess.DEVNULL, capture_output=True)
+        self.wall = time.monotonic() - began
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.cpu = (cpu_s(daemons) - before + after.ru_utime - usage.ru_utime +
+                    after.ru_stime - usage.ru_stime)
+        if done.returncode not in ok:
+            raise SystemExit("bench: %r ended with %d\n%s" %
+                             (args, done.returncode, done.stderr.decode()[-2000:]))
+
+
+class PeakMemory:
+    """The highest sum of PSS while a command runs, sampled every 20 ms."""
+
+    def __init__(self, args, daemon_pids, env=None):
+        self.peak = 0
+        child = subprocess.Popen(args, env=env, stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while child.poll() is None:
+            self.peak = max(self.peak, pss_mib(daemon_pids()))
+            time.sleep(0.02)
+
+
+def median(values):
+    return statistics.median(values)
