@@ -1,0 +1,139 @@
+#include "services/metadata/db.h"
+
+#include <rocksdb/cache.h>
+#include <rocksdb/db.h>
+#include <rocksdb/filter_policy.h>
+#include <rocksdb/options.h>
+#include <rocksdb/table.h>
+#include <rocksdb/write_batch.h>
+
+#include "absl/strings/str_cat.h"
+#include "lib/base/status_macros.h"
+#include "services/metadata/schema.h"
+
+namespace bulkhead::metadata {
+namespace {
+
+constexpr size_t kWriteBufferBytes = 4 << 20;
+constexpr size_t kBlockCacheBytes = 4 << 20;
+constexpr int kOpenFilesMax = 64;
+constexpr size_t kWalBytesMax = 16 << 20;
+
+absl::Status FromRocks(const rocksdb::Status& status, const char* what) {
+  if (status.ok()) return absl::OkStatus();
+  return absl::InternalError(
+      absl::StrCat("metadata database: ", what, ": ", status.ToString()));
+}
+
+rocksdb::Slice ToSlice(std::string_view text) {
+  return rocksdb::Slice(text.data(), text.size());
+}
+
+class RocksView : public Db::View {
+ public:
+  explicit RocksView(rocksdb::DB* db) : db_(db), snapshot_(db->GetSnapshot()) {}
+  ~RocksView() override { db_->ReleaseSnapshot(snapshot_); }
+  const rocksdb::Snapshot* snapshot() const { return snapshot_; }
+
+ private:
+  rocksdb::DB* const db_;
+  const rocksdb::Snapshot* const snapshot_;
+};
+
+rocksdb::ReadOptions Read(const Db::View* view) {
+  rocksdb::ReadOptions options;
+  if (view != nullptr) {
+    options.snapshot = static_cast<const RocksView*>(view)->snapshot();
+  }
+  return options;
+}
+
+class RocksDb : public Db {
+ public:
+  explicit RocksDb(std::unique_ptr<rocksdb::DB> db) : db_(std::move(db)) {}
+
+  absl::StatusOr<std::optional<std::string>> Get(
+      const std::string& key, const View* view) const override {
+    std::string value;
+    const rocksdb::Status status = db_->Get(Read(view), key, &value);
+    if (status.IsNotFound()) return std::optional<std::string>();
+    RETURN_IF_ERROR(FromRocks(status, "read"));
+    return std::optional<std::string>(std::move(value));
+  }
+
+  absl::Status Scan(const std::string& prefix, const Visitor& visitor,
+                    const View* view, const std::string& from) const override {
+    std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(Read(view)));
+    for (it->Seek(from.empty() ? prefix : from); it->Valid(); it->Next()) {
+      if (!it->key().starts_with(prefix)) break;
+      if (!visitor({it->key().data(), it->key().size()},
+                   {it->value().data(), it->value().size()})) {
+        break;
+      }
+    }
+    return FromRocks(it->status(), "scan");
+  }
+
+  absl::Status Write(const Batch& batch, bool sync) override {
+    rocksdb::WriteBatch writes;
+    for (const auto& [key, value] : batch.changes) {
+      const rocksdb::Status status =
+          value.has_value() ? writes.Put(ToSlice(key), ToSlice(*value))
+                            : writes.Delete(ToSlice(key));
+      RETURN_IF_ERROR(FromRocks(status, "batch"));
+    }
+    rocksdb::WriteOptions options;
+    options.sync = sync;
+    return FromRocks(db_->Write(options, &writes), "write");
+  }
+
+  std::unique_ptr<View> TakeView() const override {
+    return std::make_unique<RocksView>(db_.get());
+  }
+
+ private:
+  const std::unique_ptr<rocksdb::DB> db_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Db>> Db::Open(const std::string& path) {
+  rocksdb::Options options;
+  options.create_if_missing = true;
+  options.write_buffer_size = kWriteBufferBytes;
+  options.max_write_buffer_number = 2;
+  options.max_open_files = kOpenFilesMax;
+  options.max_total_wal_size = kWalBytesMax;
+  options.max_background_jobs = 1;
+  options.keep_log_file_num = 2;
+  options.max_log_file_size = 1 << 20;
+  options.recycle_log_file_num = 0;
+  options.info_log_level = rocksdb::WARN_LEVEL;
+  options.stats_dump_period_sec = 0;
+  options.stats_persist_period_sec = 0;
+  options.compression = rocksdb::kLZ4Compression;
+  options.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
+  rocksdb::BlockBasedTableOptions table;
+  table.block_cache = rocksdb::NewLRUCache(kBlockCacheBytes, 2);
+  table.cache_index_and_filter_blocks = true;
+  table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
+  options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+
+  rocksdb::DB* raw = nullptr;
+  RETURN_IF_ERROR(FromRocks(rocksdb::DB::Open(options, path, &raw), "open"));
+  auto db = std::make_unique<RocksDb>(std::unique_ptr<rocksdb::DB>(raw));
+  const std::string key = Key(kind::kVersion, {});
+  ASSIGN_OR_RETURN(std::optional<std::string> version, db->Get(key, nullptr));
+  if (!version.has_value()) {
+    Batch batch;
+    batch.Put(key, kSchemaVersion);
+    RETURN_IF_ERROR(db->Write(batch, true));
+  } else if (*version != kSchemaVersion) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("metadata database '", path, "' has schema version ",
+                     *version, "; this program knows ", kSchemaVersion));
+  }
+  return std::unique_ptr<Db>(std::move(db));
+}
+
+}  // namespace bulkhead::metadata

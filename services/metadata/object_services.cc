@@ -1,0 +1,511 @@
+#include "services/metadata/object_services.h"
+
+#include <grpcpp/server_context.h>
+#include <grpcpp/support/server_callback.h>
+
+#include "lib/rpc/context.h"
+#include "lib/rpc/status.h"
+#include "proto/containerd/services/containers/v1/containers.grpc.pb.h"
+#include "proto/containerd/services/events/v1/events.grpc.pb.h"
+#include "proto/containerd/services/images/v1/images.grpc.pb.h"
+#include "proto/containerd/services/leases/v1/leases.grpc.pb.h"
+#include "proto/containerd/services/namespaces/v1/namespaces.grpc.pb.h"
+#include "proto/containerd/services/sandbox/v1/sandbox.grpc.pb.h"
+#include "services/metadata/objects.h"
+#include "services/metadata/util.h"
+
+// For handlers: returns the mapped error.
+#define REPLY_IF_ERROR(expr)                                            \
+  do {                                                                  \
+    const absl::Status reply_status = (expr);                           \
+    if (!reply_status.ok()) return bulkhead::rpc::ToGrpc(reply_status); \
+  } while (false)
+#define ASSIGN_OR_REPLY(lhs, expr) \
+  ASSIGN_OR_REPLY_(BULKHEAD_CONCAT(reply_or_, __LINE__), lhs, expr)
+#define ASSIGN_OR_REPLY_(tmp, lhs, expr)                     \
+  auto tmp = (expr);                                         \
+  if (!tmp.ok()) return bulkhead::rpc::ToGrpc(tmp.status()); \
+  lhs = std::move(tmp).value()
+
+namespace bulkhead::metadata {
+namespace {
+
+using google::protobuf::Empty;
+using grpc::ServerContext;
+using rpc::ContextOf;
+using rpc::RequireNamespace;
+using rpc::ToGrpc;
+
+namespace containers_v1 = containerd::services::containers::v1;
+namespace events_v1 = containerd::services::events::v1;
+namespace images_v1 = containerd::services::images::v1;
+namespace leases_v1 = containerd::services::leases::v1;
+namespace namespaces_v1 = containerd::services::namespaces::v1;
+namespace sandbox_v1 = containerd::services::sandbox::v1;
+
+template <typename Request>
+Mask MaskOf(const Request& request) {
+  return Mask(request.update_mask().paths().begin(),
+              request.update_mask().paths().end());
+}
+
+class NamespacesService final : public namespaces_v1::Namespaces::Service {
+ public:
+  explicit NamespacesService(Store& store) : core_(store) {}
+
+  grpc::Status Get(ServerContext*,
+                   const namespaces_v1::GetNamespaceRequest* request,
+                   namespaces_v1::GetNamespaceResponse* response) override {
+    REPLY_IF_ERROR(CheckComponent(request->name(), "namespace"));
+    ASSIGN_OR_REPLY(*response->mutable_namespace_(),
+                    core_.Get(request->name()));
+    return grpc::Status::OK;
+  }
+  grpc::Status List(ServerContext*, const namespaces_v1::ListNamespacesRequest*,
+                    namespaces_v1::ListNamespacesResponse* response) override {
+    ASSIGN_OR_REPLY(std::vector<Namespace> all, core_.List());
+    for (Namespace& each : all) {
+      *response->add_namespaces() = std::move(each);
+    }
+    return grpc::Status::OK;
+  }
+  grpc::Status Create(
+      ServerContext*, const namespaces_v1::CreateNamespaceRequest* request,
+      namespaces_v1::CreateNamespaceResponse* response) override {
+    REPLY_IF_ERROR(CheckIdentifier(request->namespace_().name()));
+    ASSIGN_OR_REPLY(*response->mutable_namespace_(),
+                    core_.Create(request->namespace_()));
+    return grpc::Status::OK;
+  }
+  grpc::Status Update(
+      ServerContext*, const namespaces_v1::UpdateNamespaceRequest* request,
+      namespaces_v1::UpdateNamespaceResponse* response) override {
+    REPLY_IF_ERROR(CheckIdentifier(request->namespace_().name()));
+    ASSIGN_OR_REPLY(*response->mutable_namespace_(),
+                    core_.Update(request->namespace_(), MaskOf(*request)));
+    return grpc::Status::OK;
+  }
+  grpc::Status Delete(ServerContext*,
+                      const namespaces_v1::DeleteNamespaceRequest* request,
+                      Empty*) override {
+    REPLY_IF_ERROR(CheckIdentifier(request->name()));
+    return ToGrpc(core_.Delete(request->name()));
+  }
+
+ private:
+  Namespaces core_;
+};
+
+class ImagesService final : public images_v1::Images::Service {
+ public:
+  ImagesService(Store& store, const CollectNow& collect_now)
+      : core_(store), collect_now_(collect_now) {}
+
+  grpc::Status Get(ServerContext* context,
+                   const images_v1::GetImageRequest* request,
+                   images_v1::GetImageResponse* response) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    REPLY_IF_ERROR(CheckComponent(request->name(), "image name"));
+    ASSIGN_OR_REPLY(*response->mutable_image(), core_.Get(ns, request->name()));
+    return grpc::Status::OK;
+  }
+  grpc::Status List(ServerContext* context,
+                    const images_v1::ListImagesRequest* request,
+                    images_v1::ListImagesResponse* response) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    ASSIGN_OR_REPLY(const filters::Filter filter,
+                    filters::Filter::Parse(request->filters()));
+    ASSIGN_OR_REPLY(std::vector<Image> all, core_.List(ns, filter));
+    for (Image& each : all) *response->add_images() = std::move(each);
+    return grpc::Status::OK;
+  }
+  grpc::Status Create(ServerContext* context,
+                      const images_v1::CreateImageRequest* request,
+                      images_v1::CreateImageResponse* response) override {
+    if (request->image().name().empty()) {
+      return ToGrpc(absl::InvalidArgumentError("Image.Name required"));
+    }
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    ASSIGN_OR_REPLY(*response->mutable_image(),
+                    core_.Create(ns, request->image(),
+                                 ContextOf(*context).lease, Epoch(*request)));
+    return grpc::Status::OK;
+  }
+  grpc::Status Update(ServerContext* context,
+                      const images_v1::UpdateImageRequest* request,
+                      images_v1::UpdateImageResponse* response) override {
+    if (request->image().name().empty()) {
+      return ToGrpc(absl::InvalidArgumentError("Image.Name required"));
+    }
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    ASSIGN_OR_REPLY(*response->mutable_image(),
+                    core_.Update(ns, request->image(), MaskOf(*request),
+                                 ContextOf(*context).lease, Epoch(*request)));
+    return grpc::Status::OK;
+  }
+  grpc::Status Delete(ServerContext* context,
+                      const images_v1::DeleteImageRequest* request,
+                      Empty*) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    REPLY_IF_ERROR(CheckComponent(request->name(), "image name"));
+    REPLY_IF_ERROR(core_.Delete(ns, request->name(), request->target().digest(),
+                                ContextOf(*context).lease));
+    if (request->sync()) return ToGrpc(collect_now_());
+    return grpc::Status::OK;
+  }
+
+ private:
+  template <typename Request>
+  static std::optional<google::protobuf::Timestamp> Epoch(
+      const Request& request) {
+    if (!request.has_source_date_epoch()) return std::nullopt;
+    return request.source_date_epoch();
+  }
+
+  Images core_;
+  const CollectNow& collect_now_;
+};
+
+class ContainersService final : public containers_v1::Containers::Service {
+ public:
+  explicit ContainersService(Store& store) : core_(store) {}
+
+  grpc::Status Get(ServerContext* context,
+                   const containers_v1::GetContainerRequest* request,
+                   containers_v1::GetContainerResponse* response) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    REPLY_IF_ERROR(CheckComponent(request->id(), "container id"));
+    ASSIGN_OR_REPLY(*response->mutable_container(),
+                    core_.Get(ns, request->id()));
+    return grpc::Status::OK;
+  }
+  grpc::Status List(ServerContext* context,
+                    const containers_v1::ListContainersRequest* request,
+                    containers_v1::ListContainersResponse* response) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    ASSIGN_OR_REPLY(const filters::Filter filter,
+                    filters::Filter::Parse(request->filters()));
+    return ToGrpc(core_.List(ns, filter, [response](Container& container) {
+      *response->add_containers() = std::move(container);
+      return true;
+    }));
+  }
+  grpc::Status ListStream(
+      ServerContext* context,
+      const containers_v1::ListContainersRequest* request,
+      grpc::ServerWriter<containers_v1::ListContainerMessage>* writer)
+      override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    ASSIGN_OR_REPLY(const filters::Filter filter,
+                    filters::Filter::Parse(request->filters()));
+    return ToGrpc(core_.List(ns, filter, [writer](Container& container) {
+      containers_v1::ListContainerMessage message;
+      *message.mutable_container() = std::move(container);
+      return writer->Write(message);
+    }));
+  }
+  grpc::Status Create(
+      ServerContext* context,
+      const containers_v1::CreateContainerRequest* request,
+      containers_v1::CreateContainerResponse* response) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    ASSIGN_OR_REPLY(*response->mutable_container(),
+                    core_.Create(ns, request->container()));
+    return grpc::Status::OK;
+  }
+  grpc::Status Update(
+      ServerContext* context,
+      const containers_v1::UpdateContainerRequest* request,
+      containers_v1::UpdateContainerResponse* response) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    ASSIGN_OR_REPLY(*response->mutable_container(),
+                    core_.Update(ns, request->container(), MaskOf(*request)));
+    return grpc::Status::OK;
+  }
+  grpc::Status Delete(ServerContext* context,
+                      const containers_v1::DeleteContainerRequest* request,
+                      Empty*) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    REPLY_IF_ERROR(CheckComponent(request->id(), "container id"));
+    return ToGrpc(core_.Delete(ns, request->id()));
+  }
+
+ private:
+  Containers core_;
+};
+
+class LeasesService final : public leases_v1::Leases::Service {
+ public:
+  LeasesService(Store& store, const CollectNow& collect_now)
+      : core_(store), collect_now_(collect_now) {}
+
+  grpc::Status Create(ServerContext* context,
+                      const leases_v1::CreateRequest* request,
+                      leases_v1::CreateResponse* response) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    Lease wanted;
+    wanted.set_id(request->id());
+    *wanted.mutable_labels() = request->labels();
+    ASSIGN_OR_REPLY(*response->mutable_lease(), core_.Create(ns, wanted));
+    return grpc::Status::OK;
+  }
+  grpc::Status Delete(ServerContext* context,
+                      const leases_v1::DeleteRequest* request,
+                      Empty*) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    REPLY_IF_ERROR(CheckComponent(request->id(), "lease id"));
+    REPLY_IF_ERROR(core_.Delete(ns, request->id()));
+    if (request->sync()) return ToGrpc(collect_now_());
+    return grpc::Status::OK;
+  }
+  grpc::Status List(ServerContext* context,
+                    const leases_v1::ListRequest* request,
+                    leases_v1::ListResponse* response) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    ASSIGN_OR_REPLY(const filters::Filter filter,
+                    filters::Filter::Parse(request->filters()));
+    ASSIGN_OR_REPLY(std::vector<Lease> all, core_.List(ns, filter));
+    for (Lease& each : all) *response->add_leases() = std::move(each);
+    return grpc::Status::OK;
+  }
+  grpc::Status AddResource(ServerContext* context,
+                           const leases_v1::AddResourceRequest* request,
+                           Empty*) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    REPLY_IF_ERROR(CheckComponent(request->id(), "lease id"));
+    return ToGrpc(core_.AddResource(ns, request->id(), request->resource()));
+  }
+  grpc::Status DeleteResource(ServerContext* context,
+                              const leases_v1::DeleteResourceRequest* request,
+                              Empty*) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    REPLY_IF_ERROR(CheckComponent(request->id(), "lease id"));
+    return ToGrpc(core_.DeleteResource(ns, request->id(), request->resource()));
+  }
+  grpc::Status ListResources(
+      ServerContext* context, const leases_v1::ListResourcesRequest* request,
+      leases_v1::ListResourcesResponse* response) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    REPLY_IF_ERROR(CheckComponent(request->id(), "lease id"));
+    ASSIGN_OR_REPLY(std::vector<Resource> all,
+                    core_.ListResources(ns, request->id()));
+    for (Resource& each : all) *response->add_resources() = std::move(each);
+    return grpc::Status::OK;
+  }
+
+ private:
+  Leases core_;
+  const CollectNow& collect_now_;
+};
+
+class SandboxService final : public sandbox_v1::Store::Service {
+ public:
+  explicit SandboxService(Store& store) : core_(store) {}
+
+  grpc::Status Create(ServerContext* context,
+                      const sandbox_v1::StoreCreateRequest* request,
+                      sandbox_v1::StoreCreateResponse* response) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    REPLY_IF_ERROR(CheckIdentifier(request->sandbox().sandbox_id()));
+    ASSIGN_OR_REPLY(*response->mutable_sandbox(),
+                    core_.Create(ns, request->sandbox()));
+    return grpc::Status::OK;
+  }
+  grpc::Status Update(ServerContext* context,
+                      const sandbox_v1::StoreUpdateRequest* request,
+                      sandbox_v1::StoreUpdateResponse* response) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    REPLY_IF_ERROR(CheckIdentifier(request->sandbox().sandbox_id()));
+    const Mask fields(request->fields().begin(), request->fields().end());
+    ASSIGN_OR_REPLY(*response->mutable_sandbox(),
+                    core_.Update(ns, request->sandbox(), fields));
+    return grpc::Status::OK;
+  }
+  grpc::Status Delete(ServerContext* context,
+                      const sandbox_v1::StoreDeleteRequest* request,
+                      sandbox_v1::StoreDeleteResponse*) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    REPLY_IF_ERROR(CheckIdentifier(request->sandbox_id()));
+    return ToGrpc(core_.Delete(ns, request->sandbox_id()));
+  }
+  grpc::Status List(ServerContext* context,
+                    const sandbox_v1::StoreListRequest* request,
+                    sandbox_v1::StoreListResponse* response) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    ASSIGN_OR_REPLY(const filters::Filter filter,
+                    filters::Filter::Parse(request->filters()));
+    ASSIGN_OR_REPLY(std::vector<Sandbox> all, core_.List(ns, filter));
+    for (Sandbox& each : all) *response->add_list() = std::move(each);
+    return grpc::Status::OK;
+  }
+  grpc::Status Get(ServerContext* context,
+                   const sandbox_v1::StoreGetRequest* request,
+                   sandbox_v1::StoreGetResponse* response) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    REPLY_IF_ERROR(CheckIdentifier(request->sandbox_id()));
+    ASSIGN_OR_REPLY(*response->mutable_sandbox(),
+                    core_.Get(ns, request->sandbox_id()));
+    return grpc::Status::OK;
+  }
+
+ private:
+  Sandboxes core_;
+};
+
+// One Subscribe call. Owned by gRPC; deletes itself when the call is over.
+class SubscribeReactor final : public grpc::ServerWriteReactor<Envelope> {
+ public:
+  SubscribeReactor(EventBus& bus, const events_v1::SubscribeRequest& request) {
+    absl::StatusOr<filters::Filter> filter =
+        filters::Filter::Parse(request.filters());
+    if (!filter.ok()) {
+      // containerd leaves this error unmapped.
+      const grpc::Status mapped = ToGrpc(filter.status());
+      Finish({grpc::StatusCode::UNKNOWN, mapped.error_message()});
+      return;
+    }
+    {
+      absl::MutexLock lock(&mutex_);
+      busy_ = true;  // Until the headers are out.
+    }
+    absl::StatusOr<std::unique_ptr<Subscription>> subscription =
+        bus.Subscribe(*std::move(filter), [this] { Pump(); });
+    if (!subscription.ok()) {
+      Finish(ToGrpc(subscription.status()));
+      return;
+    }
+    subscription_ = *std::move(subscription);
+    StartSendInitialMetadata();
+  }
+
+  void OnSendInitialMetadataDone(bool ok) override { Written(ok); }
+  void OnWriteDone(bool ok) override { Written(ok); }
+  void OnCancel() override {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (finished_) return;
+      ended_ = true;
+      if (busy_) return;  // Written() finishes.
+      finished_ = true;
+    }
+    Finish(grpc::Status::CANCELLED);
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void Written(bool ok) {
+    {
+      absl::MutexLock lock(&mutex_);
+      busy_ = false;
+      if (!ok) ended_ = true;
+    }
+    Pump();
+  }
+
+  // Writes the next envelope unless a write is under way.
+  void Pump() {
+    grpc::Status status = grpc::Status::CANCELLED;
+    bool finish = false;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (busy_ || finished_) return;
+      if (!ended_) {
+        absl::StatusOr<std::shared_ptr<const Envelope>> next =
+            subscription_->Next();
+        if (next.ok()) {
+          if (*next == nullptr) return;
+          current_ = *std::move(next);
+          busy_ = true;
+        } else {
+          ended_ = true;
+          status = ToGrpc(next.status());
+        }
+      }
+      finish = finished_ = ended_;
+    }
+    if (finish) {
+      Finish(status);
+    } else {
+      StartWrite(current_.get());
+    }
+  }
+
+  absl::Mutex mutex_;
+  bool busy_ = false;      // A write is under way.
+  bool ended_ = false;     // No more writes.
+  bool finished_ = false;  // Finish() was called.
+  std::shared_ptr<const Envelope> current_;
+  std::unique_ptr<Subscription> subscription_;
+};
+
+class EventsService final
+    : public events_v1::Events::WithCallbackMethod_Subscribe<
+          events_v1::Events::Service> {
+ public:
+  explicit EventsService(EventBus& bus) : bus_(bus) {}
+
+  grpc::Status Publish(ServerContext* context,
+                       const events_v1::PublishRequest* request,
+                       Empty*) override {
+    ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
+    REPLY_IF_ERROR(ValidateTopic(request->topic()));
+    bus_.PublishAny(ns, request->topic(), request->event());
+    return grpc::Status::OK;
+  }
+  grpc::Status Forward(ServerContext*, const events_v1::ForwardRequest* request,
+                       Empty*) override {
+    const Envelope& envelope = request->envelope();
+    const absl::Status ns = CheckIdentifier(envelope.namespace_());
+    if (!ns.ok()) {
+      return ToGrpc(Annotate(ns, "event envelope has invalid namespace"));
+    }
+    REPLY_IF_ERROR(ValidateTopic(envelope.topic()));
+    if (envelope.timestamp().seconds() == 0 &&
+        envelope.timestamp().nanos() == 0) {
+      return ToGrpc(absl::InvalidArgumentError(
+          "timestamp must be set on forwarded event"));
+    }
+    bus_.Forward(envelope);
+    return grpc::Status::OK;
+  }
+  grpc::ServerWriteReactor<Envelope>* Subscribe(
+      grpc::CallbackServerContext*,
+      const events_v1::SubscribeRequest* request) override {
+    return new SubscribeReactor(bus_, *request);
+  }
+
+ private:
+  EventBus& bus_;
+};
+
+}  // namespace
+
+struct ObjectServices::Impl {
+  Impl(Store& store, CollectNow collect)
+      : collect_now(std::move(collect)),
+        namespaces(store),
+        images(store, collect_now),
+        containers(store),
+        leases(store, collect_now),
+        sandboxes(store),
+        events(store.events()) {}
+
+  const CollectNow collect_now;
+  NamespacesService namespaces;
+  ImagesService images;
+  ContainersService containers;
+  LeasesService leases;
+  SandboxService sandboxes;
+  EventsService events;
+};
+
+ObjectServices::ObjectServices(Store& store, CollectNow collect_now)
+    : impl_(std::make_unique<Impl>(store, std::move(collect_now))) {}
+ObjectServices::~ObjectServices() = default;
+
+std::vector<grpc::Service*> ObjectServices::services() const {
+  return {&impl_->namespaces, &impl_->images,    &impl_->containers,
+          &impl_->leases,     &impl_->sandboxes, &impl_->events};
+}
+
+}  // namespace bulkhead::metadata
