@@ -1,0 +1,82 @@
+"""The long runs: kills, again and again. `./dev soak`."""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+from tests.harness import proc, suite
+from tests.integration import common
+
+
+def settle(s):
+    proc.wait_for(lambda: s.cli("ps").code == 0 and s.cli("images").code == 0, "the suite", 30)
+
+
+def kill_rounds(seconds, seed):
+    """SIGKILL to a random service at a random moment of pulls and runs."""
+    rng = random.Random(seed)
+    reg = common.image_registry()
+    busybox, debian = reg.host + "/busybox:latest", reg.host + "/debian:12"
+    rounds, acknowledged = 0, set()
+    with suite.Suite() as s:
+        s.cli("pull", busybox, check=True)
+        acknowledged.add(busybox)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            rounds += 1
+            env = dict(os.environ, BULKHEAD_ADDRESS=s.address)
+            program = os.path.join(proc.BIN, "bulkhead")
+            work = rng.choice((["pull", debian], ["run", "--rm", busybox, "echo", "x"],
+                               ["run", "-d", "--name", "r%d" % rounds, busybox, "sleep", "1000"],
+                               ["rmi", debian]))
+            child = subprocess.Popen([program] + work, env=env, stdin=subprocess.DEVNULL,
+                                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            time.sleep(rng.random() * 0.6)
+            service = rng.choice(suite.SERVICES)
+            before = s.service_pid(service)
+            os.kill(before, signal.SIGKILL)
+            try:
+                child.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                raise AssertionError("round %d: %r hung after SIGKILL to %s" %
+                                     (rounds, work, service))
+            settle(s)
+            done = child.returncode == 0
+            if work[0] == "pull" and done:
+                acknowledged.add(debian)
+            if work[0] == "rmi":
+                # It may have been done although nobody heard of it.
+                if debian not in s.ctr("images", "ls", "-q").out.split():
+                    acknowledged.discard(debian)
+            names = s.ctr("images", "ls", "-q").out.split()
+            for name in acknowledged:
+                if name not in names:
+                    raise AssertionError("round %d: %s was lost after SIGKILL to %s" %
+                                         (rounds, name, service))
+            if work[:2] == ["run", "-d"]:
+                if done and "r%d" % rounds not in s.cli("ps").out:
+                    raise AssertionError("round %d: a running container was lost" % rounds)
+                s.cli("rm", "-f", "r%d" % rounds)
+            print("round %d: %s, SIGKILL to %s: kept" % (rounds, work[0], service), flush=True)
+        result = s.cli("run", "--rm", busybox, "echo", "still works", check=True)
+        assert result.out == "still works\n"
+    return rounds
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="sudo ./dev soak", description=__doc__)
+    parser.add_argument("--seconds", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
+    args = parser.parse_args()
+    print("seed %d" % args.seed)
+    rounds = kill_rounds(args.seconds, args.seed)
+    print("%d rounds, nothing lost" % rounds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
