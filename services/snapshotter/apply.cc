@@ -1,0 +1,308 @@
+#include "services/snapshotter/apply.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <deque>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "lib/base/status_macros.h"
+#include "lib/digest/digest.h"
+#include "lib/log/log.h"
+#include "services/snapshotter/inflate.h"
+
+namespace bulkhead::snapshotter {
+namespace {
+
+// Buffers of uncompressed bytes between the two threads.
+class Pipe : public ByteStream {
+ public:
+  struct Buffer {
+    std::vector<char> data;
+    size_t size = 0;
+  };
+
+  // Writer: an empty buffer; nullopt-like false once the reader has stopped.
+  bool Get(Buffer* out) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] {
+      return stopped_ || !free_.empty() || made_ < kPipeBuffers;
+    });
+    if (stopped_) return false;
+    if (free_.empty()) {
+      ++made_;
+      out->data.resize(kPipeBufferBytes);
+    } else {
+      *out = std::move(free_.front());
+      free_.pop_front();
+    }
+    return true;
+  }
+  void Put(Buffer buffer) {
+    std::lock_guard lock(mutex_);
+    full_.push_back(std::move(buffer));
+    changed_.notify_all();
+  }
+  void End(absl::Status status) {
+    std::lock_guard lock(mutex_);
+    ended_ = true;
+    status_ = std::move(status);
+    changed_.notify_all();
+  }
+
+  // Reader: no more wanted.
+  void Stop() {
+    std::lock_guard lock(mutex_);
+    stopped_ = true;
+    changed_.notify_all();
+  }
+  absl::StatusOr<absl::string_view> Fill() override {
+    while (at_ == current_.size) {
+      std::unique_lock lock(mutex_);
+      if (!current_.data.empty()) {
+        free_.push_back(std::exchange(current_, Buffer{}));
+        changed_.notify_all();
+      }
+      current_.size = at_ = 0;
+      changed_.wait(lock, [&] { return ended_ || !full_.empty(); });
+      if (full_.empty()) {
+        if (!status_.ok()) return status_;
+        return absl::string_view();
+      }
+      current_ = std::move(full_.front());
+      full_.pop_front();
+    }
+    return absl::string_view(current_.data.data() + at_, current_.size - at_);
+  }
+  void Consume(size_t size_bytes) override { at_ += size_bytes; }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Buffer> free_, full_;
+  int made_ = 0;
+  bool ended_ = false;
+  bool stopped_ = false;
+  absl::Status status_;
+  Buffer current_;  // The reader's own.
+  size_t at_ = 0;
+};
+
+// The value of option `key=`, if there.
+bool OptionValue(const os::MountSpec& mount, const std::string& key,
+                 std::string* value) {
+  const std::string prefix = absl::StrCat(key, "=");
+  bool found = false;
+  for (const std::string& option : mount.options) {
+    if (absl::StartsWith(option, prefix)) {
+      *value = option.substr(prefix.size());
+      found = true;
+    }
+  }
+  return found;
+}
+
+bool IsReadOnly(const os::MountSpec& mount) {
+  bool read_only = false;
+  for (const std::string& option : mount.options) {
+    if (option == "ro") read_only = true;
+    if (option == "rw") read_only = false;
+  }
+  return read_only;
+}
+
+std::vector<std::string> SplitLowers(const std::string& value) {
+  std::vector<std::string> out;
+  std::string part;
+  for (size_t i = 0; i <= value.size(); ++i) {
+    if (i == value.size() || value[i] == ':') {
+      if (!part.empty()) out.push_back(part);
+      part.clear();
+      continue;
+    }
+    if (value[i] == '\\' && i + 1 < value.size()) ++i;
+    part += value[i];
+  }
+  return out;
+}
+
+absl::Status SyncFs(const std::string& root) {
+  ASSIGN_OR_RETURN(os::UniqueFd fd, os::Open(root, O_RDONLY | O_DIRECTORY));
+  if (::syncfs(fd.get()) != 0) return os::ErrnoStatus(errno, "syncfs");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+FdSource::FdSource(os::UniqueFd fd, int64_t readable_bytes, bool finished)
+    : fd_(std::move(fd)),
+      readable_bytes_(readable_bytes),
+      finished_(finished) {}
+
+absl::StatusOr<size_t> FdSource::Read(char* out, size_t size_bytes) {
+  int64_t available = 0;
+  {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] {
+      return !failed_.ok() || finished_ || readable_bytes_ > at_bytes_;
+    });
+    if (!failed_.ok()) return failed_;
+    available = readable_bytes_ - at_bytes_;
+  }
+  if (available <= 0) return 0;
+  const size_t want =
+      std::min<int64_t>(available, static_cast<int64_t>(size_bytes));
+  ASSIGN_OR_RETURN(const size_t n,
+                   os::PReadFull(fd_.get(), out, want, at_bytes_));
+  if (n < want) {
+    return absl::DataLossError("the layer's file is shorter than announced");
+  }
+  at_bytes_ += n;
+  return n;
+}
+
+absl::Status FdSource::Advance(int64_t offset_bytes) {
+  std::lock_guard lock(mutex_);
+  if (finished_ || offset_bytes < readable_bytes_) {
+    return absl::InvalidArgumentError("advance goes backwards");
+  }
+  readable_bytes_ = offset_bytes;
+  changed_.notify_all();
+  return absl::OkStatus();
+}
+
+absl::Status FdSource::Finish(int64_t size_bytes) {
+  std::lock_guard lock(mutex_);
+  if (finished_ || size_bytes < readable_bytes_) {
+    return absl::InvalidArgumentError("finish goes backwards");
+  }
+  readable_bytes_ = size_bytes;
+  finished_ = true;
+  changed_.notify_all();
+  return absl::OkStatus();
+}
+
+void FdSource::Fail(const absl::Status& status) {
+  std::lock_guard lock(mutex_);
+  if (failed_.ok()) failed_ = status;
+  changed_.notify_all();
+}
+
+absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,
+                                     const std::string& media_type,
+                                     const std::string& root,
+                                     const ExtractOptions& options) {
+  ASSIGN_OR_RETURN(const LayerEncoding encoding, EncodingOf(media_type));
+  Pipe pipe;
+  Unpacked unpacked;
+  // Inflates and hashes; this thread parses and extracts.
+  std::thread inflating([&] {
+    std::unique_ptr<LayerSource> inflater = NewInflater(source, encoding.sniff);
+    Hasher hasher;
+    absl::Status status;
+    Pipe::Buffer buffer;
+    while (pipe.Get(&buffer)) {
+      absl::StatusOr<size_t> n =
+          inflater->Read(buffer.data.data(), buffer.data.size());
+      if (!n.ok()) status = n.status();
+      if (!n.ok() || *n == 0) break;
+      hasher.Update(buffer.data.data(), *n);
+      buffer.size = *n;
+      pipe.Put(std::move(buffer));
+      buffer = Pipe::Buffer{};
+    }
+    unpacked.size_bytes = hasher.size_bytes();
+    unpacked.diff_id = hasher.Finish().str();
+    pipe.End(status);
+  });
+  absl::StatusOr<ExtractResult> extracted = ExtractTar(pipe, root, options);
+  absl::Status status = extracted.status();
+  while (status.ok()) {  // What follows the archive counts for the diff id.
+    absl::StatusOr<absl::string_view> rest = pipe.Fill();
+    if (!rest.ok()) status = rest.status();
+    if (!rest.ok() || rest->empty()) break;
+    pipe.Consume(rest->size());
+  }
+  pipe.Stop();
+  if (!status.ok()) source.Cancel();
+  inflating.join();
+  RETURN_IF_ERROR(status);
+  unpacked.extracted = *std::move(extracted);
+  return unpacked;
+}
+
+absl::Status WithTempMount(
+    const std::vector<os::MountSpec>& mounts, const std::string& temp_dir,
+    const std::function<absl::Status(const std::string& path)>& body) {
+  RETURN_IF_ERROR(os::MakeDirs(temp_dir, 0700));
+  std::string path = absl::StrCat(temp_dir, "/m-XXXXXX");
+  if (::mkdtemp(path.data()) == nullptr) {
+    return os::ErrnoStatus(errno, absl::StrCat("mkdtemp ", path));
+  }
+  std::vector<os::MountSpec> plain = mounts;
+  for (os::MountSpec& mount : plain) {
+    std::erase_if(mount.options, [](const std::string& option) {
+      return option == "volatile" || option == "fsync=volatile";
+    });
+  }
+  absl::Status status = os::MountAll(plain, path);
+  if (status.ok()) status = body(path);
+  const absl::Status unmounted = os::UnmountTree(path);
+  if (unmounted.ok()) {
+    ::rmdir(path.c_str());
+  } else {
+    log::Error("temporary mount stays",
+               {{"path", path}, {"error", MessageOf(unmounted)}});
+  }
+  return status;
+}
+
+absl::StatusOr<Unpacked> ApplyLayer(const std::vector<os::MountSpec>& mounts,
+                                    LayerSource& source,
+                                    const std::string& media_type,
+                                    bool parallel, const ApplyLimits& limits,
+                                    const ApplyHook& hook) {
+  if (mounts.empty())
+    return absl::InvalidArgumentError("no mounts to apply to");
+  if (IsReadOnly(mounts.back())) {
+    return absl::InvalidArgumentError("the mount to apply to is read-only");
+  }
+  ExtractOptions options;
+  options.bytes_max = limits.layer_bytes_max;
+  options.entries_max = limits.layer_entries_max;
+  options.overlay_whiteouts = parallel;
+  absl::StatusOr<Unpacked> result = absl::UnknownError("not run");
+  auto unpack = [&](const std::string& root) -> absl::Status {
+    result = UnpackLayer(source, media_type, root, options);
+    RETURN_IF_ERROR(result.status());
+    if (hook) RETURN_IF_ERROR(hook(root, *result));
+    return SyncFs(root);
+  };
+  absl::Status status;
+  std::string upper;
+  const os::MountSpec& mount = mounts[0];
+  if (mounts.size() == 1 && mount.target.empty() && mount.type == "overlay" &&
+      OptionValue(mount, "upperdir", &upper)) {
+    std::string lowers;
+    if (OptionValue(mount, "lowerdir", &lowers)) {
+      options.lower_dirs = SplitLowers(lowers);
+    }
+    options.overlay_whiteouts = true;
+    status = unpack(upper);
+  } else if (mounts.size() == 1 && mount.target.empty() &&
+             mount.type == "bind") {
+    status = unpack(mount.source);
+  } else {
+    options.overlay_whiteouts = false;
+    status = WithTempMount(mounts, limits.temp_dir, unpack);
+  }
+  RETURN_IF_ERROR(status);
+  return result;
+}
+
+}  // namespace bulkhead::snapshotter

@@ -1,0 +1,38 @@
+// The bytes of a layer as the stages of an unpack see them.
+#ifndef BULKHEAD_SERVICES_SNAPSHOTTER_BYTE_STREAM_H_
+#define BULKHEAD_SERVICES_SNAPSHOTTER_BYTE_STREAM_H_
+
+#include <cstddef>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace bulkhead::snapshotter {
+
+// A layer's stored (compressed) bytes, in order. Not thread-safe but for
+// Cancel().
+class LayerSource {
+ public:
+  virtual ~LayerSource() = default;
+  // Up to `size_bytes` (> 0) bytes into `out`; 0 at the end. Blocks while a
+  // growing layer has no more bytes yet.
+  virtual absl::StatusOr<size_t> Read(char* out, size_t size_bytes) = 0;
+  // Wakes a blocked Read(), from another thread; reads fail from now on.
+  virtual void Cancel() {}
+};
+
+// A layer's uncompressed bytes, without copying. Not thread-safe.
+class ByteStream {
+ public:
+  virtual ~ByteStream() = default;
+  // The bytes at hand, at least one unless the stream is over (then empty).
+  // They stay valid until Consume() has taken all of them.
+  virtual absl::StatusOr<absl::string_view> Fill() = 0;
+  // Takes `size_bytes` of what the last Fill() returned.
+  virtual void Consume(size_t size_bytes) = 0;
+};
+
+}  // namespace bulkhead::snapshotter
+
+#endif  // BULKHEAD_SERVICES_SNAPSHOTTER_BYTE_STREAM_H_

@@ -1,0 +1,29 @@
+// Decompression of layers: gzip (ISA-L; several members), zstd (several
+// frames), or none.
+#ifndef BULKHEAD_SERVICES_SNAPSHOTTER_INFLATE_H_
+#define BULKHEAD_SERVICES_SNAPSHOTTER_INFLATE_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "services/snapshotter/byte_stream.h"
+
+namespace bulkhead::snapshotter {
+
+// How a layer of this media type is stored.
+struct LayerEncoding {
+  bool sniff = true;  // False: taken as it is.
+};
+
+// Errors: kUnimplemented: not a layer type.
+absl::StatusOr<LayerEncoding> EncodingOf(const std::string& media_type);
+
+// Uncompressed bytes of `source` (borrowed), as Read() of LayerSource gives
+// them. The compression is told from the first bytes, if `sniff`. Errors:
+// kInvalidArgument: corrupt or truncated data.
+std::unique_ptr<LayerSource> NewInflater(LayerSource& source, bool sniff);
+
+}  // namespace bulkhead::snapshotter
+
+#endif  // BULKHEAD_SERVICES_SNAPSHOTTER_INFLATE_H_

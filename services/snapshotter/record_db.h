@@ -1,0 +1,42 @@
+// The snapshotter's graph in RocksDB: one record a snapshot, by key.
+#ifndef BULKHEAD_SERVICES_SNAPSHOTTER_RECORD_DB_H_
+#define BULKHEAD_SERVICES_SNAPSHOTTER_RECORD_DB_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "services/snapshotter/snapshotter.h"
+
+namespace bulkhead::snapshotter {
+
+struct Record {
+  uint64_t id = 0;  // Folder number; never zero.
+  SnapshotInfo info;
+  DiskUsage usage;  // Committed snapshots only.
+};
+
+// Thread-safe. Every write is synced before it returns.
+class RecordDb {
+ public:
+  // Makes the database if missing. Errors: kUnavailable: another process has
+  // it. kDataLoss: corrupt.
+  static absl::StatusOr<std::unique_ptr<RecordDb>> Open(
+      const std::string& path);
+  virtual ~RecordDb() = default;
+
+  virtual absl::Status ForEach(
+      const std::function<absl::Status(Record record)>& visit) = 0;
+  // Writes `record` under its name, and deletes `old_key` unless empty, in one
+  // step.
+  virtual absl::Status Put(const Record& record,
+                           const std::string& old_key = "") = 0;
+  virtual absl::Status Delete(const std::string& key) = 0;
+};
+
+}  // namespace bulkhead::snapshotter
+
+#endif  // BULKHEAD_SERVICES_SNAPSHOTTER_RECORD_DB_H_

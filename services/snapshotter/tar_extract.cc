@@ -1,0 +1,468 @@
+#include "services/snapshotter/tar_extract.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <climits>
+#include <memory>
+#include <set>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/hash/hash.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "lib/base/status_macros.h"
+#include "lib/log/log.h"
+#include "lib/os/fd.h"
+#include "services/snapshotter/tar_reader.h"
+#include "services/snapshotter/tree_root.h"
+
+namespace bulkhead::snapshotter {
+namespace {
+
+constexpr char kWhiteoutPrefix[] = ".wh.";
+constexpr char kMetaPrefix[] = ".wh..wh.";
+constexpr char kOpaqueMarker[] = ".wh..wh..opq";
+constexpr char kOpaqueXattr[] = "trusted.overlay.opaque";
+constexpr int64_t kMajorMax = (1 << 12) - 1;  // What mknod(2) can carry.
+constexpr int64_t kMinorMax = (1 << 20) - 1;
+constexpr int64_t kIdMax = 0xfffffffe;
+constexpr int64_t kNs = 1000000000;
+
+class Extractor {
+ public:
+  Extractor(ByteStream& stream, std::unique_ptr<TreeRoot> root,
+            const ExtractOptions& options)
+      : reader_(stream), root_(std::move(root)), options_(options) {}
+
+  absl::StatusOr<ExtractResult> Run() {
+    for (const std::string& dir : options_.lower_dirs) {
+      ASSIGN_OR_RETURN(os::UniqueFd fd,
+                       os::Open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC));
+      lowers_.push_back(std::move(fd));
+    }
+    TarEntry entry;
+    for (;;) {
+      ASSIGN_OR_RETURN(const bool more, reader_.Next(&entry));
+      if (!more) break;
+      if (++result_.entries > options_.entries_max) {
+        return absl::ResourceExhaustedError(
+            absl::StrCat("the layer has more than ", options_.entries_max,
+                         " entries (snapshotter.layer_entries_max)"));
+      }
+      result_.file_bytes += entry.size_bytes;
+      if (result_.file_bytes > options_.bytes_max) {
+        return absl::ResourceExhaustedError(
+            absl::StrCat("the layer holds more than ", options_.bytes_max,
+                         " bytes (snapshotter.layer_bytes_max)"));
+      }
+      RETURN_IF_ERROR(
+          Annotate(Apply(entry),
+                   absl::StrCat("entry \"", entry.name.substr(0, 256), "\"")));
+    }
+    RETURN_IF_ERROR(SetDirTimes());
+    for (const std::string& dir : implicit_)
+      result_.implicit_dirs.push_back(dir);
+    return std::move(result_);
+  }
+
+ private:
+  struct DirTime {
+    std::string path;
+    timespec times[2];
+  };
+
+  static timespec Spec(int64_t ns) { return {ns / kNs, ns % kNs}; }
+  static void TimesOf(const TarEntry& entry, timespec out[2]) {
+    out[0] = Spec(std::max(entry.atime_ns, entry.mtime_ns));
+    out[1] = Spec(entry.mtime_ns);
+  }
+
+  absl::StatusOr<int> Parent(const std::string& clean) {
+    return root_->Dir(clean, [this](const std::string& made, int fd) {
+      return FillImplicit(made, fd);
+    });
+  }
+
+  // A directory the layer assumes below it: attributes from the tree below.
+  absl::Status FillImplicit(const std::string& made, int fd) {
+    if (implicit_.size() < kImplicitDirsMax) implicit_.insert(made);
+    Unpacked(made);
+    for (const os::UniqueFd& lower : lowers_) {
+      absl::StatusOr<os::UniqueFd> from =
+          os::OpenInRoot(lower.get(), made, O_RDONLY | O_DIRECTORY);
+      if (!from.ok()) continue;
+      RETURN_IF_ERROR(CopyDirAttributes(from->get(), fd));
+      struct stat st;
+      if (::fstat(from->get(), &st) == 0) {
+        dir_times_.push_back({made, {st.st_atim, st.st_mtim}});
+      }
+      break;
+    }
+    return absl::OkStatus();
+  }
+
+  void Unpacked(const std::string& clean) {
+    if (!options_.overlay_whiteouts) {
+      unpacked_.insert(absl::HashOf(clean, salt_));
+    }
+  }
+  bool WasUnpacked(const std::string& clean) const {
+    return unpacked_.contains(absl::HashOf(clean, salt_));
+  }
+
+  absl::Status Apply(const TarEntry& entry) {
+    ASSIGN_OR_RETURN(const std::string clean, CleanName(entry.name));
+    if (clean.empty()) return absl::OkStatus();  // The root stays as it is.
+    const auto [dir, base] = SplitName(clean);
+    if (base.size() > NAME_MAX) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "a name of ", base.size(), " bytes is over the limit of ", NAME_MAX));
+    }
+    // aufs' own bookkeeping, at the top only.
+    if (absl::StartsWith(clean, kMetaPrefix) && clean != kOpaqueMarker) {
+      return absl::OkStatus();
+    }
+    ASSIGN_OR_RETURN(const int parent, Parent(dir));
+    if (base == kOpaqueMarker) return MakeOpaque(parent, dir);
+    if (absl::StartsWith(base, kWhiteoutPrefix)) {
+      return Whiteout(parent, base.substr(sizeof(kWhiteoutPrefix) - 1), entry);
+    }
+    return Create(entry, clean, parent, base);
+  }
+
+  absl::Status RemoveExisting(int parent, const std::string& name,
+                              const struct stat& st) {
+    RETURN_IF_ERROR(RemoveAt(parent, name));
+    // Cached descriptors may lead through what has gone.
+    if (S_ISDIR(st.st_mode) || S_ISLNK(st.st_mode)) stale_ = true;
+    return absl::OkStatus();
+  }
+
+  absl::Status Whiteout(int parent, const std::string& hidden,
+                        const TarEntry& entry) {
+    if (hidden.empty() || hidden == "." || hidden == "..") {
+      return absl::InvalidArgumentError("invalid whiteout name");
+    }
+    struct stat st;
+    if (::fstatat(parent, hidden.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0) {
+      RETURN_IF_ERROR(RemoveExisting(parent, hidden, st));
+    }
+    if (options_.overlay_whiteouts) {
+      if (::mknodat(parent, hidden.c_str(), S_IFCHR, makedev(0, 0)) != 0) {
+        return os::ErrnoStatus(errno, "mknod of a whiteout");
+      }
+      RETURN_IF_ERROR(CheckIds(entry));
+      if (::fchownat(parent, hidden.c_str(), entry.uid, entry.gid,
+                     AT_SYMLINK_NOFOLLOW) != 0) {
+        return os::ErrnoStatus(errno, "chown of a whiteout");
+      }
+    }
+    return Settle();
+  }
+
+  // Descriptors are forgotten only after the last use of `parent`.
+  absl::Status Settle() {
+    if (stale_) root_->Forget();
+    stale_ = false;
+    return absl::OkStatus();
+  }
+
+  absl::Status MakeOpaque(int parent, const std::string& dir) {
+    if (options_.overlay_whiteouts) {
+      if (::fsetxattr(parent, kOpaqueXattr, "y", 1, 0) != 0) {
+        return os::ErrnoStatus(errno, "setxattr trusted.overlay.opaque");
+      }
+      return absl::OkStatus();
+    }
+    const int copy = ::openat(parent, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR* stream = copy < 0 ? nullptr : ::fdopendir(copy);
+    if (stream == nullptr) return os::ErrnoStatus(errno, "opendir");
+    RETURN_IF_ERROR(ClearOld(stream, copy, dir, 0));
+    return Settle();
+  }
+
+  // Deletes below an open directory what this layer did not put there. Takes
+  // the stream.
+  absl::Status ClearOld(DIR* stream, int fd, const std::string& dir,
+                        int depth) {
+    absl::Status status;
+    if (depth > kTreeDepthMax) {
+      status = absl::ResourceExhaustedError("the tree is too deep");
+    }
+    while (dirent* entry = status.ok() ? ::readdir(stream) : nullptr) {
+      const std::string name = entry->d_name;
+      if (name == "." || name == "..") continue;
+      const std::string path =
+          dir.empty() ? name : absl::StrCat(dir, "/", name);
+      struct stat st;
+      if (::fstatat(fd, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) continue;
+      if (!WasUnpacked(path)) {
+        status = RemoveExisting(fd, name, st);
+      } else if (S_ISDIR(st.st_mode)) {
+        const int child = ::openat(
+            fd, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        DIR* below = child < 0 ? nullptr : ::fdopendir(child);
+        if (below == nullptr) {
+          status = os::ErrnoStatus(errno, absl::StrCat("open ", path));
+        } else {
+          status = ClearOld(below, child, path, depth + 1);
+        }
+      }
+    }
+    ::closedir(stream);
+    return status;
+  }
+
+  static absl::Status CheckIds(const TarEntry& entry) {
+    if (entry.uid < 0 || entry.gid < 0 || entry.uid > kIdMax ||
+        entry.gid > kIdMax) {
+      return absl::InvalidArgumentError("owner out of range");
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Create(const TarEntry& entry, const std::string& clean,
+                      int parent, const std::string& base) {
+    RETURN_IF_ERROR(CheckIds(entry));
+    struct stat st;
+    bool was_whiteout = false;
+    bool merge = false;
+    // A fresh regular file, by far the commonest, needs no look first.
+    if (entry.type == TarType::kFile) {
+      os::UniqueFd fd(::openat(parent, base.c_str(), kCreateFlags, 0600));
+      if (fd.valid()) return WriteFile(entry, clean, fd.get());
+      if (errno != EEXIST) return os::ErrnoStatus(errno, "create");
+    }
+    if (::fstatat(parent, base.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0) {
+      merge = S_ISDIR(st.st_mode) && entry.type == TarType::kDirectory;
+      was_whiteout = S_ISCHR(st.st_mode) && st.st_rdev == makedev(0, 0);
+      if (!merge) RETURN_IF_ERROR(RemoveExisting(parent, base, st));
+    } else if (errno != ENOENT) {
+      return os::ErrnoStatus(errno, "stat");
+    }
+    switch (entry.type) {
+      case TarType::kFile: {
+        os::UniqueFd fd(::openat(parent, base.c_str(), kCreateFlags, 0600));
+        if (!fd.valid()) return os::ErrnoStatus(errno, "create");
+        RETURN_IF_ERROR(WriteFile(entry, clean, fd.get()));
+        break;
+      }
+      case TarType::kDirectory: {
+        if (!merge && ::mkdirat(parent, base.c_str(), 0700) != 0) {
+          return os::ErrnoStatus(errno, "mkdir");
+        }
+        os::UniqueFd fd(
+            ::openat(parent, base.c_str(),
+                     O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+        if (!fd.valid()) return os::ErrnoStatus(errno, "open");
+        // A directory in place of one deleted by this layer is a new one.
+        if (was_whiteout && options_.overlay_whiteouts &&
+            ::fsetxattr(fd.get(), kOpaqueXattr, "y", 1, 0) != 0) {
+          return os::ErrnoStatus(errno, "setxattr trusted.overlay.opaque");
+        }
+        RETURN_IF_ERROR(SetOpenAttributes(entry, fd.get()));
+        DirTime times{clean, {}};
+        TimesOf(entry, times.times);
+        dir_times_.push_back(std::move(times));
+        implicit_.erase(clean);
+        Unpacked(clean);
+        break;
+      }
+      case TarType::kHardLink:
+        RETURN_IF_ERROR(Link(entry, clean, parent, base));
+        // Parent() may have replaced `parent`; nothing is done with it after.
+        break;
+      case TarType::kSymlink:
+        if (::symlinkat(entry.link_name.c_str(), parent, base.c_str()) != 0) {
+          return os::ErrnoStatus(errno, "symlink");
+        }
+        RETURN_IF_ERROR(SetAttributesAt(entry, parent, base));
+        Unpacked(clean);
+        break;
+      case TarType::kCharDevice:
+      case TarType::kBlockDevice:
+      case TarType::kFifo:
+        RETURN_IF_ERROR(MakeNode(entry, parent, base));
+        Unpacked(clean);
+        break;
+    }
+    return Settle();
+  }
+
+  absl::Status WriteFile(const TarEntry& entry, const std::string& clean,
+                         int fd) {
+    if (entry.sparse || entry.size_bytes > 0) {
+      if (entry.sparse && ::ftruncate(fd, entry.size_bytes) != 0) {
+        return os::ErrnoStatus(errno, "truncate");
+      }
+      RETURN_IF_ERROR(reader_.ReadData(
+          [&](int64_t offset, absl::string_view data) -> absl::Status {
+            if (entry.sparse) {
+              return os::PWriteFull(fd, data.data(), data.size(), offset);
+            }
+            return os::WriteFull(fd, data.data(), data.size());
+          }));
+    }
+    RETURN_IF_ERROR(SetOpenAttributes(entry, fd));
+    timespec times[2];
+    TimesOf(entry, times);
+    if (::futimens(fd, times) != 0) return os::ErrnoStatus(errno, "utimes");
+    Unpacked(clean);
+    return absl::OkStatus();
+  }
+
+  // Whether a failed setxattr is to be read over.
+  static bool XattrIsOptional(const std::string& key, TarType type, int error) {
+    if (error == ENOTSUP) return true;
+    return error == EPERM && absl::StartsWith(key, "user.") &&
+           type != TarType::kFile && type != TarType::kDirectory;
+  }
+
+  template <typename Set>
+  absl::Status SetXattrs(const TarEntry& entry, Set set) {
+    for (const auto& [key, value] : entry.xattrs) {
+      if (absl::StartsWith(key, "trusted.")) {
+        log::Warn("layer's trusted xattr left out", {{"xattr", key}});
+        continue;
+      }
+      if (set(key, value) == 0) continue;
+      const int error = errno;
+      if (XattrIsOptional(key, entry.type, error)) {
+        log::Warn("layer's xattr not supported here", {{"xattr", key}});
+        continue;
+      }
+      return os::ErrnoStatus(error, absl::StrCat("setxattr ", key));
+    }
+    return absl::OkStatus();
+  }
+
+  // Files and directories: owner (which clears set-id bits), xattrs, mode.
+  absl::Status SetOpenAttributes(const TarEntry& entry, int fd) {
+    if (::fchown(fd, entry.uid, entry.gid) != 0) {
+      return os::ErrnoStatus(errno, "chown");
+    }
+    RETURN_IF_ERROR(SetXattrs(
+        entry, [fd](const std::string& key, const std::string& value) {
+          return ::fsetxattr(fd, key.c_str(), value.data(), value.size(), 0);
+        }));
+    if (::fchmod(fd, entry.mode) != 0) return os::ErrnoStatus(errno, "chmod");
+    return absl::OkStatus();
+  }
+
+  // Anything else, by name below `parent`; never follows a symlink.
+  absl::Status SetAttributesAt(const TarEntry& entry, int parent,
+                               const std::string& base) {
+    os::UniqueFd fd(
+        ::openat(parent, base.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+    struct stat st;
+    if (!fd.valid() || ::fstat(fd.get(), &st) != 0) {
+      return os::ErrnoStatus(errno, "stat");
+    }
+    // A chown that changes nothing would still strip file capabilities.
+    if ((st.st_uid != entry.uid || st.st_gid != entry.gid) &&
+        ::fchownat(fd.get(), "", entry.uid, entry.gid, AT_EMPTY_PATH) != 0) {
+      return os::ErrnoStatus(errno, "chown");
+    }
+    const std::string path = absl::StrCat("/proc/self/fd/", parent, "/", base);
+    RETURN_IF_ERROR(
+        SetXattrs(entry, [&](const std::string& key, const std::string& value) {
+          return ::lsetxattr(path.c_str(), key.c_str(), value.data(),
+                             value.size(), 0);
+        }));
+    if (!S_ISLNK(st.st_mode)) {
+      const std::string self = absl::StrCat("/proc/self/fd/", fd.get());
+      if (::chmod(self.c_str(), entry.mode) != 0) {
+        return os::ErrnoStatus(errno, "chmod");
+      }
+    }
+    timespec times[2];
+    TimesOf(entry, times);
+    if (::utimensat(parent, base.c_str(), times, AT_SYMLINK_NOFOLLOW) != 0) {
+      return os::ErrnoStatus(errno, "utimes");
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Link(const TarEntry& entry, const std::string& clean, int parent,
+                    const std::string& base) {
+    ASSIGN_OR_RETURN(const std::string target, CleanName(entry.link_name));
+    if (target.empty()) {
+      return absl::InvalidArgumentError("hard link to the root");
+    }
+    const auto [target_dir, target_base] = SplitName(target);
+    // The next lookup may drop `parent` from the cache.
+    ASSIGN_OR_RETURN(const os::UniqueFd own, os::Dup(parent));
+    ASSIGN_OR_RETURN(const int from, root_->ExistingDir(target_dir));
+    if (::linkat(from, target_base.c_str(), own.get(), base.c_str(), 0) != 0) {
+      if (errno == ENOENT) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "hard link to ", target.substr(0, 256), ", which does not exist"));
+      }
+      return os::ErrnoStatus(errno, "link");
+    }
+    Unpacked(clean);
+    return SetAttributesAt(entry, own.get(), base);
+  }
+
+  absl::Status MakeNode(const TarEntry& entry, int parent,
+                        const std::string& base) {
+    mode_t type = S_IFIFO;
+    dev_t device = 0;
+    if (entry.type != TarType::kFifo) {
+      type = entry.type == TarType::kCharDevice ? S_IFCHR : S_IFBLK;
+      if (entry.device_major < 0 || entry.device_major > kMajorMax ||
+          entry.device_minor < 0 || entry.device_minor > kMinorMax) {
+        return absl::InvalidArgumentError("device number out of range");
+      }
+      device = makedev(entry.device_major, entry.device_minor);
+    }
+    if (::mknodat(parent, base.c_str(), type | 0600, device) != 0) {
+      return os::ErrnoStatus(errno, "mknod");
+    }
+    return SetAttributesAt(entry, parent, base);
+  }
+
+  absl::Status SetDirTimes() {
+    for (const DirTime& dir : dir_times_) {
+      absl::StatusOr<int> fd = root_->ExistingDir(dir.path);
+      if (!fd.ok()) continue;  // Replaced or deleted further on in the layer.
+      if (::futimens(*fd, dir.times) != 0) {
+        return os::ErrnoStatus(errno, absl::StrCat("utimes ", dir.path));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  static constexpr int kCreateFlags =
+      O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
+
+  TarReader reader_;
+  std::unique_ptr<TreeRoot> root_;
+  const ExtractOptions& options_;
+  std::vector<os::UniqueFd> lowers_;
+  std::vector<DirTime> dir_times_;
+  std::set<std::string> implicit_;
+  // Hashes only: a layer may have millions of entries.
+  absl::flat_hash_set<size_t> unpacked_;
+  const uintptr_t salt_ = reinterpret_cast<uintptr_t>(this);
+  bool stale_ = false;
+  ExtractResult result_;
+};
+
+}  // namespace
+
+absl::StatusOr<ExtractResult> ExtractTar(ByteStream& stream,
+                                         const std::string& root,
+                                         const ExtractOptions& options) {
+  ASSIGN_OR_RETURN(std::unique_ptr<TreeRoot> tree, TreeRoot::Open(root));
+  return Extractor(stream, std::move(tree), options).Run();
+}
+
+}  // namespace bulkhead::snapshotter

@@ -1,0 +1,49 @@
+// Applies a layer's tar stream to a directory tree (facts/core.md, section
+// 12): whiteouts, opaque directories, hard links, devices, extended
+// attributes, owners, modes, times.
+#ifndef BULKHEAD_SERVICES_SNAPSHOTTER_TAR_EXTRACT_H_
+#define BULKHEAD_SERVICES_SNAPSHOTTER_TAR_EXTRACT_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "services/snapshotter/byte_stream.h"
+
+namespace bulkhead::snapshotter {
+
+struct ExtractOptions {
+  // Whiteouts as overlayfs stores them (0:0 character devices and
+  // trusted.overlay.opaque) instead of real deletions.
+  bool overlay_whiteouts = false;
+  // Trees below, nearest first: where attributes of missing parent
+  // directories come from.
+  std::vector<std::string> lower_dirs;
+  int64_t bytes_max = int64_t{1} << 40;  // Sum of file sizes.
+  int64_t entries_max = 10'000'000;
+};
+
+struct ExtractResult {
+  int64_t entries = 0;
+  int64_t file_bytes = 0;
+  // Directories the layer has no entry for but needed: relative paths. At most
+  // kImplicitDirsMax.
+  std::vector<std::string> implicit_dirs;
+};
+
+constexpr size_t kImplicitDirsMax = 100000;
+
+// Reads the archive to its end marker (the stream may go on) and writes it
+// below `root`, a trusted path. Nothing is synced. On error the tree is left
+// partly written.
+// Errors: kInvalidArgument: malformed, or names that leave the root.
+//   kResourceExhausted: a limit, named. Others: the file system's.
+absl::StatusOr<ExtractResult> ExtractTar(ByteStream& stream,
+                                         const std::string& root,
+                                         const ExtractOptions& options);
+
+}  // namespace bulkhead::snapshotter
+
+#endif  // BULKHEAD_SERVICES_SNAPSHOTTER_TAR_EXTRACT_H_
