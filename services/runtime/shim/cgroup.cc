@@ -341,8 +341,9 @@ Cgroup Cgroup::Parse(const std::string& root, bool unified,
       if (parts[1].empty()) cgroup.paths_[""] = parts[2];
       continue;
     }
-    for (const std::string& controller : absl::StrSplit(parts[1], ',')) {
-      if (!controller.empty()) cgroup.paths_[controller] = parts[2];
+    for (absl::string_view controller : absl::StrSplit(parts[1], ',')) {
+      if (controller.empty()) continue;
+      cgroup.paths_[std::string(controller)] = parts[2];
     }
   }
   return cgroup;

@@ -144,6 +144,7 @@ void EventPublisher::Failed() {
   loop_->Cancel(timer_);
   Disconnect();
   in_flight_ = false;
+  if (queue_.empty()) return;
   Item& item = queue_.front();
   // A connection that died while idle is found out here: try again at once.
   const int64_t delay_ms =

@@ -75,7 +75,7 @@ void Server::OnEvents(uint64_t id, uint32_t events) {
   const auto found = connections_.find(id);
   if (found == connections_.end()) return;
   Connection* connection = found->second.get();
-  if (events & EPOLLOUT) Flush(id, connection);
+  if (events & EPOLLOUT) Flush(connection);
   if (connections_.find(id) == connections_.end()) return;
   if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
     if (!ReadAndDispatch(id, connection)) Close(id);
@@ -186,10 +186,10 @@ void Server::Send(uint64_t id, uint32_t stream, const absl::Status& status,
   const bool idle = connection->out.empty();
   ttrpc::AppendFrame({.stream_id = stream, .type = ttrpc::kFrameResponse},
                      response.str(), &connection->out);
-  if (idle) Flush(id, connection);
+  if (idle) Flush(connection);
 }
 
-void Server::Flush(uint64_t id, Connection* connection) {
+void Server::Flush(Connection* connection) {
   while (!connection->out.empty()) {
     const ssize_t size = ::send(connection->fd.get(), connection->out.data(),
                                 connection->out.size(), MSG_NOSIGNAL);

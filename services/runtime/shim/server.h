@@ -55,7 +55,7 @@ class Server {
                 std::string body);
   void Send(uint64_t id, uint32_t stream, const absl::Status& status,
             const std::string& payload);
-  void Flush(uint64_t id, Connection* connection);
+  void Flush(Connection* connection);
   void Close(uint64_t id);
 
   Loop* loop_;

@@ -209,7 +209,6 @@ void InputCopier::Arm() {
       loop_->Watch(source_.get(), EPOLLIN, [this](uint32_t) { Pump(); }).ok();
   if (!source_armed_) {
     // A regular file or /dev/null cannot be watched: it is always ready.
-    loop_->After(0, [] {});
     while (source_.valid() && pending_.empty()) Pump();
   }
 }

@@ -1,0 +1,256 @@
+#include "services/runtime/shim/oci_runtime.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "lib/os/fd.h"
+#include "lib/ttrpc/wire.h"
+#include "services/runtime/shim/json_scan.h"
+#include "services/runtime/shim/spawn.h"
+
+namespace bulkhead::shim {
+namespace {
+
+constexpr size_t kOutputSizeBytesMax = 1 << 20;
+
+std::string FromEnvironment(const char* name, const char* otherwise) {
+  const char* value = ::getenv(name);
+  return value != nullptr && *value != 0 ? value : otherwise;
+}
+
+// `BinaryName = "crun"` and the like from the TOML section that the CRI puts
+// into runtimeoptions.v1.Options.
+std::string TomlValue(const std::string& toml, const std::string& key) {
+  for (size_t at = 0; at < toml.size();) {
+    size_t end = toml.find('\n', at);
+    if (end == std::string::npos) end = toml.size();
+    const std::string line = toml.substr(at, end - at);
+    at = end + 1;
+    const size_t start = line.find_first_not_of(" \t");
+    if (start == std::string::npos || line.compare(start, key.size(), key)) {
+      continue;
+    }
+    const size_t equals = line.find_first_not_of(" \t", start + key.size());
+    if (equals == std::string::npos || line[equals] != '=') continue;
+    const size_t from = line.find_first_not_of(" \t\"'", equals + 1);
+    if (from == std::string::npos) return "";
+    return line.substr(from, line.find_last_not_of(" \t\"'\r") + 1 - from);
+  }
+  return "";
+}
+
+}  // namespace
+
+void RuntimeOptions::FillDefaults() {
+  if (binary_name.empty()) {
+    binary_name = FromEnvironment("BULKHEAD_OCI_RUNTIME", "runc");
+  }
+  if (root.empty()) {
+    root = FromEnvironment("BULKHEAD_OCI_ROOT", "/run/containerd/runc");
+  }
+}
+
+std::string RuntimeOptions::ToJson() const {
+  std::string out = "{";
+  const auto key = [&out](const char* name) {
+    if (out.size() > 1) out.push_back(',');
+    AppendJsonString(name, &out);
+    out.push_back(':');
+  };
+  const auto text = [&](const char* name, const std::string& value) {
+    if (value.empty()) return;
+    key(name);
+    AppendJsonString(value, &out);
+  };
+  const auto flag = [&](const char* name, bool value) {
+    if (!value) return;
+    key(name);
+    out.append("true");
+  };
+  const auto number = [&](const char* name, uint32_t value) {
+    if (value == 0) return;
+    key(name);
+    absl::StrAppend(&out, value);
+  };
+  flag("no_pivot_root", no_pivot_root);
+  flag("no_new_keyring", no_new_keyring);
+  text("shim_cgroup", shim_cgroup);
+  number("io_uid", io_uid);
+  number("io_gid", io_gid);
+  text("binary_name", binary_name);
+  text("root", root);
+  flag("systemd_cgroup", systemd_cgroup);
+  return out.append("}");
+}
+
+RuntimeOptions RuntimeOptions::FromJson(std::string_view json) {
+  RuntimeOptions options;
+  options.binary_name = JsonString(JsonMember(json, "binary_name"));
+  options.root = JsonString(JsonMember(json, "root"));
+  options.systemd_cgroup = JsonMember(json, "systemd_cgroup") == "true";
+  return options;
+}
+
+absl::StatusOr<RuntimeOptions> ParseOptions(std::string_view any) {
+  std::string type;
+  std::string_view value;
+  ttrpc::WireReader reader(any);
+  while (reader.Next()) {
+    if (reader.field() == 1) type = reader.str();
+    if (reader.field() == 2) value = reader.bytes();
+  }
+  RuntimeOptions options;
+  type = type.substr(type.rfind('/') + 1);
+  ttrpc::WireReader fields(value);
+  if (reader.ok() && !value.empty() &&
+      absl::StartsWith(type, "runtimeoptions.v1.")) {
+    while (fields.Next()) {
+      if (fields.field() != 3) continue;
+      const std::string toml = fields.str();
+      options.binary_name = TomlValue(toml, "BinaryName");
+      options.root = TomlValue(toml, "Root");
+      options.systemd_cgroup = TomlValue(toml, "SystemdCgroup") == "true";
+    }
+  } else if (reader.ok() && !value.empty()) {
+    if (type != "containerd.runc.v1.Options") {
+      return absl::InvalidArgumentError(
+          absl::StrCat("unsupported option type \"", type, "\""));
+    }
+    while (fields.Next()) {
+      switch (fields.field()) {
+        case 1:
+          options.no_pivot_root = fields.flag();
+          break;
+        case 2:
+          options.no_new_keyring = fields.flag();
+          break;
+        case 3:
+          options.shim_cgroup = fields.str();
+          break;
+        case 4:
+          options.io_uid = static_cast<uint32_t>(fields.value());
+          break;
+        case 5:
+          options.io_gid = static_cast<uint32_t>(fields.value());
+          break;
+        case 6:
+          options.binary_name = fields.str();
+          break;
+        case 7:
+          options.root = fields.str();
+          break;
+        case 9:
+          options.systemd_cgroup = fields.flag();
+          break;
+        default:
+          break;
+      }
+    }
+  }
+  if (!reader.ok() || !fields.ok()) {
+    return absl::InvalidArgumentError("malformed runtime options");
+  }
+  options.FillDefaults();
+  return options;
+}
+
+OciRuntime::OciRuntime(Loop* loop, RuntimeOptions options,
+                       const std::string& name_space, std::string bundle)
+    : loop_(loop),
+      options_(std::move(options)),
+      root_(absl::StrCat(options_.root, "/", name_space)),
+      bundle_(std::move(bundle)) {
+  const std::string base =
+      options_.binary_name.substr(options_.binary_name.rfind('/') + 1);
+  signals_directly_ =
+      absl::StartsWith(base, "runc") || absl::StartsWith(base, "crun");
+}
+
+std::vector<std::string> OciRuntime::GlobalArgs() const {
+  std::vector<std::string> args = {
+      options_.binary_name,  "--root",       root_, "--log",
+      bundle_ + "/log.json", "--log-format", "json"};
+  if (options_.systemd_cgroup) args.push_back("--systemd-cgroup");
+  return args;
+}
+
+std::string OciRuntime::LastError(int64_t log_offset_bytes) const {
+  absl::StatusOr<std::string> log = os::ReadFile(bundle_ + "/log.json");
+  if (!log.ok()) return "";
+  std::string_view rest = *log;
+  rest.remove_prefix(
+      std::min<size_t>(static_cast<size_t>(log_offset_bytes), rest.size()));
+  std::string last;
+  for (;;) {
+    const std::string_view entry = JsonTake(&rest);
+    if (entry.empty()) return last;
+    if (JsonString(JsonMember(entry, "level")) == "error") {
+      last = JsonString(JsonMember(entry, "msg"));
+    }
+  }
+}
+
+void OciRuntime::Run(const Command& command,
+                     std::function<void(const Result&)> done) {
+  SpawnRequest request;
+  request.argv = GlobalArgs();
+  request.argv.insert(request.argv.end(), command.args.begin(),
+                      command.args.end());
+  request.stdin_fd = command.stdin_fd;
+  auto output = std::make_shared<os::UniqueFd>();
+  if (command.has_streams) {
+    request.stdout_fd = command.stdout_fd;
+    request.stderr_fd = command.stderr_fd;
+  } else {
+    // A file and not a pipe: nobody has to read it meanwhile.
+    output->Reset(::memfd_create("runtime-output", MFD_CLOEXEC));
+    request.stdout_fd = output->get();
+    request.stderr_fd = output->get();
+  }
+  struct stat info {};
+  const std::string log = bundle_ + "/log.json";
+  const int64_t offset = ::stat(log.c_str(), &info) == 0 ? info.st_size : 0;
+  const absl::StatusOr<pid_t> pid = Spawn(request);
+  if (!pid.ok()) {
+    Result result;
+    result.error = std::string(pid.status().message());
+    loop_->After(0, [done = std::move(done), result] { done(result); });
+    return;
+  }
+  loop_->OnExitOfNew(*pid, [this, output, offset,
+                            done = std::move(done)](const ExitInfo& exit) {
+    Result result;
+    result.ok = exit.status == 0;
+    if (output->valid()) {
+      result.output.resize(kOutputSizeBytesMax);
+      absl::StatusOr<size_t> size = os::PReadFull(
+          output->get(), result.output.data(), result.output.size(), 0);
+      result.output.resize(size.ok() ? *size : 0);
+    }
+    if (!result.ok) {
+      result.error = LastError(offset);
+      std::string_view printed = result.output;
+      while (!printed.empty() && printed.back() == '\n') {
+        printed.remove_suffix(1);
+      }
+      if (result.error.empty()) result.error = std::string(printed);
+      if (result.error.empty()) {
+        result.error = exit.status > 128
+                           ? absl::StrCat("signal ", exit.status - 128)
+                           : absl::StrCat("exit status ", exit.status);
+      }
+    }
+    done(result);
+  });
+}
+
+}  // namespace bulkhead::shim

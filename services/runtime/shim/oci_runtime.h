@@ -1,0 +1,79 @@
+// Runs the OCI runtime (runc, crun) as child processes, on the loop.
+#ifndef BULKHEAD_SERVICES_RUNTIME_SHIM_OCI_RUNTIME_H_
+#define BULKHEAD_SERVICES_RUNTIME_SHIM_OCI_RUNTIME_H_
+
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "services/runtime/shim/loop.h"
+
+namespace bulkhead::shim {
+
+// containerd.runc.v1.Options, with our defaults filled in.
+struct RuntimeOptions {
+  bool no_pivot_root = false;
+  bool no_new_keyring = false;
+  std::string shim_cgroup;
+  uint32_t io_uid = 0;
+  uint32_t io_gid = 0;
+  std::string binary_name;  // Never empty after FillDefaults.
+  std::string root;         // Without the namespace; likewise.
+  bool systemd_cgroup = false;
+
+  // From BULKHEAD_OCI_RUNTIME and BULKHEAD_OCI_ROOT, or runc and its root.
+  void FillDefaults();
+  // options.json as containerd writes it.
+  std::string ToJson() const;
+  static RuntimeOptions FromJson(std::string_view json);
+};
+
+// From an encoded google.protobuf.Any; an empty value means the defaults.
+// Errors: kInvalidArgument: malformed bytes, or another type.
+absl::StatusOr<RuntimeOptions> ParseOptions(std::string_view any);
+
+class OciRuntime {
+ public:
+  OciRuntime(Loop* loop, RuntimeOptions options, const std::string& name_space,
+             std::string bundle);
+
+  struct Command {
+    std::vector<std::string> args;  // After the global options.
+    int stdin_fd = -1;
+    // Both negative: kept, and used as the error when there is no log entry.
+    int stdout_fd = -1;
+    int stderr_fd = -1;
+    bool has_streams = false;  // The three above are the container's.
+  };
+  struct Result {
+    bool ok = false;
+    std::string error;   // The runtime's own words.
+    std::string output;  // What it printed, when that was kept.
+  };
+  // Starts it now; `done` is called later, once. The descriptors may be closed
+  // when this returns.
+  void Run(const Command& command, std::function<void(const Result&)> done);
+
+  const RuntimeOptions& options() const { return options_; }
+  // The folder where the runtime keeps its containers.
+  const std::string& root() const { return root_; }
+  std::vector<std::string> GlobalArgs() const;
+  // True for runtimes whose init process takes signals like any other.
+  bool signals_directly() const { return signals_directly_; }
+
+ private:
+  std::string LastError(int64_t log_offset_bytes) const;
+
+  Loop* loop_;
+  RuntimeOptions options_;
+  std::string root_;
+  std::string bundle_;
+  bool signals_directly_ = false;
+};
+
+}  // namespace bulkhead::shim
+
+#endif  // BULKHEAD_SERVICES_RUNTIME_SHIM_OCI_RUNTIME_H_
