@@ -19,7 +19,7 @@ struct Fault {
 
 // Hands calls on to `real`, counting them, and fails as `fault` says. A PWrite
 // that is to fail writes half of its bytes first. Thread-safe.
-class FaultyFiles final : public files::Files {
+class FaultyFiles : public files::Files {
  public:
   FaultyFiles(files::Files& real, const Fault& fault)
       : real_(real), fault_(fault) {}

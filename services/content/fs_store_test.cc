@@ -1,0 +1,353 @@
+// The conformance suite, then what only files can do: faults, crashes, a full
+// disk, peers with descriptors.
+#include "services/content/fs_store.h"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "lib/testing/faulty_files.h"
+#include "lib/testing/temp_dir.h"
+#include "services/content/store_conformance.h"
+
+namespace bulkhead::content {
+namespace {
+
+using ::bulkhead::testing::Fault;
+using ::bulkhead::testing::FaultyFiles;
+using ::bulkhead::testing::OpenFdCount;
+using ::bulkhead::testing::RandomBytes;
+using ::bulkhead::testing::ReadFileOrDie;
+using ::bulkhead::testing::TempDir;
+using ::bulkhead::testing::WriteFileOrDie;
+using Code = absl::StatusCode;
+namespace fs = std::filesystem;
+
+std::unique_ptr<Store> OpenFs(const std::string& root) {
+  return FsStore::Open(root + "/content").value();
+}
+
+INSTANTIATE_TEST_SUITE_P(Fs, StoreConformance,
+                         ::testing::Values(Backend{"fs", OpenFs}));
+
+int Entries(const std::string& dir) {
+  int count = 0;
+  for ([[maybe_unused]] const auto& entry : fs::directory_iterator(dir)) {
+    ++count;
+  }
+  return count;
+}
+
+// Stores "hello" in two steps, as a client would; the status of the commit.
+absl::Status StoreHello(FsStore* store) {
+  auto writer = store->OpenFsWriter({"ref", 5, Digest::Of("hello")});
+  if (!writer.ok()) return writer.status();
+  absl::Status status = (*writer)->Append("hel");
+  if (status.ok()) status = (*writer)->Append("lo");
+  if (!status.ok()) return status;
+  return (*writer)
+      ->Commit({.size_bytes = 5, .expected = Digest::Of("hello")})
+      .status();
+}
+
+// After a reopen the blob is whole or absent, whatever was answered; and then
+// it can be stored.
+void ExpectAllOrNothing(const std::string& root, const absl::Status& answered) {
+  const Digest digest = Digest::Of("hello");
+  auto store = FsStore::Open(root);
+  ASSERT_TRUE(store.ok()) << store.status();
+  const auto info = (*store)->Info(digest);
+  EXPECT_TRUE(info.ok() || !answered.ok()) << "OK is a promise";
+  if (info.ok()) {
+    EXPECT_EQ(info->size_bytes, 5);
+    EXPECT_TRUE(
+        (*store)->Verify(*(*store)->OpenFsBlob(digest).value(), digest).ok());
+  } else {
+    EXPECT_TRUE(absl::IsNotFound(info.status()));
+    auto writer = (*store)->OpenFsWriter({"ref", 5, digest});
+    ASSERT_TRUE(writer.ok()) << writer.status();
+    const int64_t there = (*writer)->Info().value().offset_bytes;
+    EXPECT_LE(there, 5);
+    EXPECT_EQ((*writer)->DigestSoFar().value(),
+              Digest::Of(std::string("hello").substr(0, there)));
+    ASSERT_TRUE((*writer)->Append(std::string("hello").substr(there)).ok());
+    const auto blob = (*writer)->Commit({.size_bytes = 5, .expected = digest});
+    EXPECT_TRUE(blob.ok()) << blob.status();
+  }
+  EXPECT_EQ(Entries(root + "/ingest"), 0);
+}
+
+TEST(FsStoreFaults, AnyFailedCallLeavesAllOrNothing) {
+  for (const bool for_ever : {false, true}) {
+    for (const int error : {EIO, ENOSPC}) {
+      for (int fail_at = 0;; ++fail_at) {
+        ASSERT_LT(fail_at, 200) << "faults never stopped firing";
+        SCOPED_TRACE(absl::StrCat("call ", fail_at, " error ", error,
+                                  for_ever ? " for ever" : ""));
+        TempDir dir;
+        FaultyFiles files(
+            files::RealFiles(),
+            {.fail_at = fail_at, .error = error, .for_ever = for_ever});
+        absl::Status status;
+        {
+          auto store = FsStore::Open(dir.path(), files);
+          status = store.ok() ? StoreHello(store->get()) : store.status();
+        }
+        ExpectAllOrNothing(dir.path(), status);
+        if (!files.fired()) {
+          EXPECT_TRUE(status.ok()) << status;
+          break;
+        }
+      }
+    }
+  }
+}
+
+TEST(FsStoreFaults, AFailedCommitCanBeRepeatedOnTheSameWriter) {
+  for (int fail_at = 0;; ++fail_at) {
+    ASSERT_LT(fail_at, 200) << "faults never stopped firing";
+    TempDir dir;
+    auto real = FsStore::Open(dir.path()).value();
+    auto writer = real->OpenFsWriter({"ref", 0, {}}).value();
+    ASSERT_TRUE(writer->Append("hello").ok());
+    writer.reset();
+    real.reset();
+
+    FaultyFiles counted(files::RealFiles(), {});
+    auto store = FsStore::Open(dir.path(), counted).value();
+    writer = store->OpenFsWriter({"ref", 0, {}}).value();
+    const int before = counted.calls();
+    writer.reset();
+    store.reset();
+
+    FaultyFiles files(files::RealFiles(),
+                      {.fail_at = before + fail_at, .error = EIO});
+    store = FsStore::Open(dir.path(), files).value();
+    writer = store->OpenFsWriter({"ref", 0, {}}).value();
+    absl::Status status = writer->Commit({}).status();
+    files.Disarm();
+    if (!status.ok()) {
+      EXPECT_EQ(status.code(), Code::kInternal) << status;
+      EXPECT_FALSE(store->Info(Digest::Of("hello")).ok()) << fail_at;
+      status = writer->Commit({}).status();
+    }
+    EXPECT_TRUE(status.ok()) << fail_at << " " << status;
+    EXPECT_EQ(store->Info(Digest::Of("hello")).value().size_bytes, 5);
+    if (!files.fired()) return;
+  }
+}
+
+TEST(FsStoreFaults, AFullDiskNamesTheIngestAndLosesNothing) {
+  TempDir dir;
+  FaultyFiles files(files::RealFiles(), {});
+  auto store = FsStore::Open(dir.path(), files).value();
+  auto writer = store->OpenFsWriter({"ns/1/layer", 10, {}}).value();
+  ASSERT_TRUE(writer->Append("hello").ok());
+  files.FailWrites(ENOSPC);
+  const absl::Status full = writer->Append("12345");
+  EXPECT_EQ(full.code(), Code::kResourceExhausted);
+  EXPECT_NE(std::string(full.message()).find("ingest ns/1/layer"),
+            std::string::npos)
+      << full;
+  EXPECT_EQ(writer->Info().value().offset_bytes, 5);
+  EXPECT_EQ(writer->DigestSoFar().value(), Digest::Of("hello"));
+  EXPECT_EQ(store->OpenFsWriter({"other", 0, {}}).status().code(),
+            Code::kResourceExhausted);
+  EXPECT_EQ(Entries(dir.Path("ingest")), 1);
+  files.FailWrites(0);
+  ASSERT_TRUE(writer->Append("12345").ok());
+  EXPECT_TRUE(
+      writer->Commit({.expected = Digest::Of("hello12345")}).status().ok());
+}
+
+TEST(FsStore, LayoutAndModes) {
+  TempDir dir;
+  auto store = FsStore::Open(dir.path()).value();
+  ASSERT_TRUE(StoreHello(store.get()).ok());
+  const std::string path =
+      dir.Path("blobs/sha256/" + Digest::Of("hello").hex());
+  struct stat st;
+  ASSERT_EQ(::stat(path.c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 07777, 0444u);
+  EXPECT_EQ(ReadFileOrDie(path), "hello");
+  auto writer = store->OpenFsWriter({"a/b", 7, {}}).value();
+  const std::string ingest = dir.Path("ingest/" + Digest::Of("a/b").hex());
+  EXPECT_EQ(ReadFileOrDie(ingest + "/ref"), "a/b");
+  EXPECT_EQ(ReadFileOrDie(ingest + "/total"), "7");
+  EXPECT_EQ(ReadFileOrDie(ingest + "/data"), "");
+}
+
+TEST(FsStore, OneProcessOneRoot) {
+  TempDir dir;
+  auto store = FsStore::Open(dir.path()).value();
+  EXPECT_EQ(FsStore::Open(dir.path()).status().code(),
+            Code::kFailedPrecondition);
+  store.reset();
+  EXPECT_TRUE(FsStore::Open(dir.path()).ok());
+}
+
+TEST(FsStore, TheStartSweepsWhatACrashLeft) {
+  TempDir dir;
+  auto store = FsStore::Open(dir.path()).value();
+  auto writer = store->OpenFsWriter({"good", 0, {}}).value();
+  ASSERT_TRUE(writer->Append("hello").ok());
+  writer.reset();
+  store.reset();
+  fs::create_directories(dir.Path("ingest/.new-7"));
+  WriteFileOrDie(dir.Path("ingest/.new-7/ref"), "x");
+  fs::create_directories(dir.Path("ingest/.del-0"));
+  WriteFileOrDie(dir.Path("ingest/.del-0/data"), "x");
+  const std::string committed = dir.Path("ingest/" + Digest::Of("c").hex());
+  fs::create_directories(committed);
+  WriteFileOrDie(committed + "/ref", "c");
+  WriteFileOrDie(dir.Path("blobs/sha256/not-a-digest"), "x");
+  fs::create_directories(dir.Path("blobs/sha256/" + Digest::Of("d").hex()));
+
+  store = FsStore::Open(dir.path()).value();
+  EXPECT_EQ(Entries(dir.Path("ingest")), 1);
+  EXPECT_EQ(store->Status("good").value().offset_bytes, 5);
+  EXPECT_TRUE(absl::IsNotFound(store->Info(Digest::Of("d")).status()));
+  int blobs = 0;
+  ASSERT_TRUE(store
+                  ->List([&](const BlobInfo&) {
+                    ++blobs;
+                    return absl::OkStatus();
+                  })
+                  .ok());
+  EXPECT_EQ(blobs, 0);
+  EXPECT_EQ(store->ListStatuses().value().size(), 1u);
+}
+
+TEST(FsStore, AnIngestSealedByACrashedCommitOpens) {
+  TempDir dir;
+  auto store = FsStore::Open(dir.path()).value();
+  ASSERT_TRUE(store->OpenFsWriter({"r", 0, {}}).value()->Append("hello").ok());
+  const std::string data =
+      dir.Path("ingest/" + Digest::Of("r").hex() + "/data");
+  ASSERT_EQ(::chmod(data.c_str(), 0444), 0);
+  auto writer = store->OpenFsWriter({"r", 0, {}}).value();
+  ASSERT_TRUE(writer->Append("!").ok());
+  EXPECT_TRUE(writer->Commit({.expected = Digest::Of("hello!")}).ok());
+}
+
+TEST(FsStore, AnOpenReaderOutlivesDelete) {
+  TempDir dir;
+  auto store = FsStore::Open(dir.path()).value();
+  ASSERT_TRUE(StoreHello(store.get()).ok());
+  auto blob = store->OpenBlob(Digest::Of("hello")).value();
+  ASSERT_TRUE(store->Delete(Digest::Of("hello")).ok());
+  std::string data;
+  ASSERT_TRUE(blob->ReadAt(0, 5, &data).ok());
+  EXPECT_EQ(data, "hello");
+}
+
+TEST(FsStore, VerifyFindsDamage) {
+  TempDir dir;
+  auto store = FsStore::Open(dir.path()).value();
+  ASSERT_TRUE(StoreHello(store.get()).ok());
+  const std::string path =
+      dir.Path("blobs/sha256/" + Digest::Of("hello").hex());
+  fs::remove(path);
+  WriteFileOrDie(path, "jello");
+  const auto blob = store->OpenFsBlob(Digest::Of("hello")).value();
+  EXPECT_EQ(store->Verify(*blob, Digest::Of("hello")).code(), Code::kDataLoss);
+}
+
+TEST(FsStore, SomebodyElseWritesThroughTheDescriptor) {
+  TempDir dir;
+  auto store = FsStore::Open(dir.path()).value();
+  const std::string data = RandomBytes(1 << 20);
+  auto writer = store->OpenFsWriter({"r", 0, {}}).value();
+  const os::UniqueFd fd = writer->ShareFd().value();
+  for (size_t at = 0; at < data.size(); at += 100'000) {
+    const size_t n = std::min<size_t>(100'000, data.size() - at);
+    ASSERT_EQ(::pwrite(fd.get(), data.data() + at, n, at),
+              static_cast<ssize_t>(n));
+    ASSERT_TRUE(writer->Advance(at + n / 2).ok());
+  }
+  EXPECT_EQ(writer->Advance(10).code(), Code::kInvalidArgument);
+  EXPECT_EQ(writer->Advance(2 << 20).code(), Code::kInvalidArgument);
+  ASSERT_TRUE(writer->Truncate(500'000).ok());
+  ASSERT_EQ(
+      ::pwrite(fd.get(), data.data() + 500'000, data.size() - 500'000, 500'000),
+      static_cast<ssize_t>(data.size() - 500'000));
+  const auto blob = writer->Commit({.expected = Digest::Of(data)});
+  ASSERT_TRUE(blob.ok()) << blob.status();
+  EXPECT_EQ(blob->size_bytes, static_cast<int64_t>(data.size()));
+}
+
+// Writes to an ingest while its commit is under way.
+class MeddlingFiles final : public FaultyFiles {
+ public:
+  MeddlingFiles() : FaultyFiles(files::RealFiles(), {}) {}
+  absl::Status Sync(int fd) override {
+    if (victim >= 0) {
+      EXPECT_EQ(::pwrite(victim, "J", 1, 0), 1);
+    }
+    victim = -1;
+    return FaultyFiles::Sync(fd);
+  }
+  int victim = -1;
+};
+
+TEST(FsStore, AWriteDuringCommitIsNoticed) {
+  TempDir dir;
+  MeddlingFiles files;
+  auto store = FsStore::Open(dir.path(), files).value();
+  auto writer = store->OpenFsWriter({"r", 0, {}}).value();
+  const os::UniqueFd fd = writer->ShareFd().value();
+  ASSERT_EQ(::pwrite(fd.get(), "hello", 5, 0), 5);
+  files.victim = fd.get();
+  EXPECT_EQ(writer->Commit({}).status().code(), Code::kFailedPrecondition);
+  EXPECT_FALSE(store->Info(Digest::Of("hello")).ok());
+  const auto blob = writer->Commit({});
+  ASSERT_TRUE(blob.ok()) << blob.status();
+  EXPECT_EQ(blob->digest, Digest::Of("Jello"));
+}
+
+TEST(FsStore, LimitsAndLeaks) {
+  TempDir dir;
+  const int fds = OpenFdCount();
+  {
+    auto store = FsStore::Open(dir.path()).value();
+    EXPECT_EQ(store->OpenWriter({std::string(kRefBytesMax + 1, 'x'), 0, {}})
+                  .status()
+                  .code(),
+              Code::kInvalidArgument);
+    EXPECT_EQ(store->OpenWriter({"r", -1, {}}).status().code(),
+              Code::kInvalidArgument);
+    std::vector<std::unique_ptr<Writer>> writers;
+    for (int i = 0; i < kOpenIngestsMax; ++i) {
+      auto writer = store->OpenWriter({absl::StrCat(i), 0, {}});
+      ASSERT_TRUE(writer.ok()) << writer.status();
+      writers.push_back(*std::move(writer));
+    }
+    EXPECT_EQ(store->OpenWriter({"one more", 0, {}}).status().code(),
+              Code::kResourceExhausted);
+  }
+  EXPECT_EQ(OpenFdCount(), fds);
+}
+
+TEST(FsStore, AWaitingOpenGetsTheRefWhenItIsFree) {
+  TempDir dir;
+  auto store = FsStore::Open(dir.path()).value();
+  auto first = store->OpenWriter({"r", 0, {}}).value();
+  std::thread other([&] {
+    // Either order of events is fine, as long as it ends in an open ingest.
+    absl::StatusOr<std::unique_ptr<Writer>> second =
+        store->OpenWriter({"r", 0, {}});
+    while (absl::IsUnavailable(second.status())) {
+      second = store->OpenWriter({"r", 0, {}});
+    }
+    EXPECT_TRUE(second.ok()) << second.status();
+  });
+  first.reset();
+  other.join();
+}
+
+}  // namespace
+}  // namespace bulkhead::content
