@@ -1,5 +1,6 @@
 #include "lib/rpc/channel.h"
 
+#include <grpc/grpc.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
@@ -14,6 +15,8 @@
 namespace bulkhead::rpc {
 
 std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
+  // Never shut the library down: that may wait 10 s for a poller of its own.
+  [[maybe_unused]] static const bool kept = (grpc_init(), true);
   std::string path = address;
   if (absl::StartsWith(path, "unix://")) path = path.substr(7);
   grpc::ChannelArguments arguments;

@@ -1,6 +1,7 @@
 #include "lib/rpc/server.h"
 
 #include <fcntl.h>
+#include <grpc/grpc.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/server.h>
@@ -194,6 +195,8 @@ class ServerImpl : public Server {
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(
     os::UniqueFd listener, const std::vector<grpc::Service*>& services) {
+  // Never shut the library down: that may wait 10 s for a poller of its own.
+  [[maybe_unused]] static const bool kept = (grpc_init(), true);
   grpc::EnableDefaultHealthCheckService(true);
   ::fcntl(listener.get(), F_SETFL,
           ::fcntl(listener.get(), F_GETFL) | O_NONBLOCK);
