@@ -74,7 +74,6 @@ class TaskService {
     bool killing_rest = false;  // Of a shared pid namespace.
     bool rest_killed = false;
   };
-  struct Request;  // The fields all methods share.
   using ContainerRef = std::shared_ptr<Container>;
   using ProcessRef = std::shared_ptr<Process>;
 
