@@ -1,0 +1,41 @@
+#include "services/snapshotter/applier.h"
+
+#include "absl/time/clock.h"
+#include "lib/base/status_macros.h"
+#include "lib/stats/stats.h"
+
+namespace bulkhead::snapshotter {
+
+absl::StatusOr<Unpacked> Applier::Apply(
+    const std::vector<os::MountSpec>& mounts, LayerSource& source,
+    const std::string& media_type, bool parallel) {
+  static stats::Value* const running =
+      stats::Gauge("bulkhead_snapshotter_applies_running");
+  static stats::Value* const applied =
+      stats::Counter("bulkhead_snapshotter_layers_applied_total");
+  static stats::Value* const failed =
+      stats::Counter("bulkhead_snapshotter_layers_failed_total");
+  static stats::Value* const bytes =
+      stats::Counter("bulkhead_snapshotter_layer_bytes_total");
+  static stats::Histogram* const seconds =
+      stats::Latency("bulkhead_snapshotter_apply_seconds");
+  running->Add(1);
+  const absl::Time start = absl::Now();
+  absl::StatusOr<Unpacked> result = ApplyLayer(
+      mounts, source, media_type, parallel, limits_,
+      [&](const std::string& tree, const Unpacked& unpacked) -> absl::Status {
+        for (Snapshotter* snapshotter : snapshotters_) {
+          RETURN_IF_ERROR(snapshotter->NoteUnpacked(
+              tree, parallel ? unpacked.extracted.implicit_dirs
+                             : std::vector<std::string>{}));
+        }
+        return absl::OkStatus();
+      });
+  running->Add(-1);
+  seconds->ObserveMicros(absl::ToInt64Microseconds(absl::Now() - start));
+  (result.ok() ? applied : failed)->Add(1);
+  if (result.ok()) bytes->Add(result->size_bytes);
+  return result;
+}
+
+}  // namespace bulkhead::snapshotter

@@ -1,0 +1,162 @@
+#include "services/snapshotter/diff_service.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "lib/base/status_macros.h"
+#include "lib/rpc/channel.h"
+#include "lib/rpc/context.h"
+#include "lib/rpc/status.h"
+
+namespace bulkhead::snapshotter {
+namespace {
+
+namespace content_v1 = containerd::services::content::v1;
+namespace diff_v1 = containerd::services::diff::v1;
+namespace mounts_v1 = containerd::services::mounts::v1;
+
+constexpr char kUncompressedLayer[] = "application/vnd.oci.image.layer.v1.tar";
+
+// A blob read over gRPC, where its store is not ours.
+class StreamSource : public LayerSource {
+ public:
+  StreamSource(content_v1::Content::StubInterface& content,
+               const std::string& digest, const std::string& ns)
+      : context_(rpc::MakeClientContext({.ns = ns})) {
+    content_v1::ReadContentRequest request;
+    request.set_digest(digest);
+    reader_ = content.Read(context_.get(), request);
+  }
+  ~StreamSource() override {
+    if (done_) return;
+    context_->TryCancel();
+    (void)reader_->Finish();  // Cancelled by us.
+  }
+
+  absl::StatusOr<size_t> Read(char* out, size_t size_bytes) override {
+    while (at_ == response_.data().size()) {
+      if (done_) return 0;
+      response_.Clear();
+      at_ = 0;
+      if (!reader_->Read(&response_)) {
+        done_ = true;
+        response_.Clear();
+        RETURN_IF_ERROR(rpc::FromGrpc(reader_->Finish()));
+        return 0;
+      }
+    }
+    const size_t n = std::min(size_bytes, response_.data().size() - at_);
+    std::memcpy(out, response_.data().data() + at_, n);
+    at_ += n;
+    return n;
+  }
+  void Cancel() override { context_->TryCancel(); }
+
+ private:
+  std::unique_ptr<grpc::ClientContext> context_;
+  std::unique_ptr<grpc::ClientReaderInterface<content_v1::ReadContentResponse>>
+      reader_;
+  content_v1::ReadContentResponse response_;
+  size_t at_ = 0;
+  bool done_ = false;
+};
+
+template <typename Mounts>
+std::vector<os::MountSpec> SpecsOf(const Mounts& mounts) {
+  std::vector<os::MountSpec> specs;
+  for (const auto& mount : mounts) {
+    specs.push_back({mount.type(),
+                     mount.source(),
+                     mount.target(),
+                     {mount.options().begin(), mount.options().end()}});
+  }
+  return specs;
+}
+
+grpc::Status UnknownMount(const std::string& name) {
+  return rpc::ToGrpc(absl::NotFoundError(absl::StrCat("mount ", name)));
+}
+
+}  // namespace
+
+DiffService::DiffService(Applier& applier, const DiffPeers& peers)
+    : applier_(applier),
+      content_data_(peers.content_data_socket),
+      metadata_data_(peers.metadata_data_socket),
+      content_(
+          content_v1::Content::NewStub(rpc::Connect(peers.content_socket))) {}
+
+absl::StatusOr<std::unique_ptr<LayerSource>> DiffService::OpenBlob(
+    const std::string& digest, const std::string& ns) const {
+  absl::StatusOr<dataplane::OpenedBlob> blob = content_data_.Open(digest);
+  if (blob.ok()) {
+    return std::make_unique<FdSource>(std::move(blob->fd), blob->size_bytes,
+                                      true);
+  }
+  if (!absl::IsUnavailable(blob.status()) && !absl::IsNotFound(blob.status())) {
+    return blob.status();
+  }
+  // No data socket there, or no such blob: the stream tells them apart.
+  return std::make_unique<StreamSource>(*content_, digest, ns);
+}
+
+grpc::Status DiffService::Apply(grpc::ServerContext* context,
+                                const diff_v1::ApplyRequest* request,
+                                diff_v1::ApplyResponse* response) {
+  const std::string& digest = request->diff().digest();
+  absl::StatusOr<std::unique_ptr<LayerSource>> source =
+      OpenBlob(digest, rpc::ContextOf(*context).ns);
+  if (!source.ok()) return rpc::ToGrpc(source.status());
+  const absl::StatusOr<Unpacked> unpacked =
+      applier_.Apply(SpecsOf(request->mounts()), **source,
+                     request->diff().media_type(), false);
+  if (!unpacked.ok()) {
+    return rpc::ToGrpc(
+        Annotate(unpacked.status(), absl::StrCat("failed to apply ", digest)));
+  }
+  auto* applied = response->mutable_applied();
+  applied->set_media_type(kUncompressedLayer);
+  applied->set_digest(unpacked->diff_id);
+  applied->set_size(unpacked->size_bytes);
+  return grpc::Status::OK;
+}
+
+grpc::Status DiffService::Diff(grpc::ServerContext*,
+                               const diff_v1::DiffRequest*,
+                               diff_v1::DiffResponse*) {
+  return rpc::ToGrpc(absl::UnimplementedError("Diff.Diff"));
+}
+
+grpc::Status MountsService::Activate(grpc::ServerContext*,
+                                     const mounts_v1::ActivateRequest*,
+                                     mounts_v1::ActivateResponse*) {
+  return rpc::ToGrpc(absl::UnimplementedError("no mount needs activation"));
+}
+
+grpc::Status MountsService::Deactivate(
+    grpc::ServerContext*, const mounts_v1::DeactivateRequest* request,
+    google::protobuf::Empty*) {
+  return UnknownMount(request->name());
+}
+
+grpc::Status MountsService::Info(grpc::ServerContext*,
+                                 const mounts_v1::InfoRequest* request,
+                                 mounts_v1::InfoResponse*) {
+  return UnknownMount(request->name());
+}
+
+grpc::Status MountsService::Update(grpc::ServerContext*,
+                                   const mounts_v1::UpdateRequest*,
+                                   mounts_v1::UpdateResponse*) {
+  return rpc::ToGrpc(absl::UnimplementedError("Mounts.Update"));
+}
+
+grpc::Status MountsService::List(grpc::ServerContext*,
+                                 const mounts_v1::ListRequest*,
+                                 grpc::ServerWriter<mounts_v1::ListMessage>*) {
+  return grpc::Status::OK;
+}
+
+}  // namespace bulkhead::snapshotter

@@ -1,0 +1,79 @@
+// containerd.services.diff.v1.Diff, and Mounts, which has nothing to handle.
+#ifndef BULKHEAD_SERVICES_SNAPSHOTTER_DIFF_SERVICE_H_
+#define BULKHEAD_SERVICES_SNAPSHOTTER_DIFF_SERVICE_H_
+
+#include <memory>
+#include <string>
+
+#include "lib/dataplane/dataplane.h"
+#include "proto/containerd/services/content/v1/content.grpc.pb.h"
+#include "proto/containerd/services/diff/v1/diff.grpc.pb.h"
+#include "proto/containerd/services/mounts/v1/mounts.grpc.pb.h"
+#include "services/snapshotter/applier.h"
+
+namespace bulkhead::snapshotter {
+
+struct DiffPeers {
+  std::string content_data_socket;
+  std::string content_socket;  // Where content has no data socket: Read.
+  std::string metadata_data_socket;
+};
+
+// Thread-safe.
+class DiffService final : public containerd::services::diff::v1::Diff::Service {
+ public:
+  // Borrows `applier`.
+  DiffService(Applier& applier, const DiffPeers& peers);
+
+  grpc::Status Apply(
+      grpc::ServerContext* context,
+      const containerd::services::diff::v1::ApplyRequest* request,
+      containerd::services::diff::v1::ApplyResponse* response) override;
+  grpc::Status Diff(
+      grpc::ServerContext* context,
+      const containerd::services::diff::v1::DiffRequest* request,
+      containerd::services::diff::v1::DiffResponse* response) override;
+
+ private:
+  absl::StatusOr<std::unique_ptr<LayerSource>> OpenBlob(
+      const std::string& digest, const std::string& ns) const;
+
+  Applier& applier_;
+  const dataplane::Client content_data_;
+  const dataplane::Client metadata_data_;
+  const std::unique_ptr<
+      containerd::services::content::v1::Content::StubInterface>
+      content_;
+};
+
+// Every mount a snapshotter of ours hands out is one for mount(2): Activate
+// is UNIMPLEMENTED, upon which clients mount directly, and no name is known.
+class MountsService final
+    : public containerd::services::mounts::v1::Mounts::Service {
+ public:
+  grpc::Status Activate(
+      grpc::ServerContext* context,
+      const containerd::services::mounts::v1::ActivateRequest* request,
+      containerd::services::mounts::v1::ActivateResponse* response) override;
+  grpc::Status Deactivate(
+      grpc::ServerContext* context,
+      const containerd::services::mounts::v1::DeactivateRequest* request,
+      google::protobuf::Empty* response) override;
+  grpc::Status Info(
+      grpc::ServerContext* context,
+      const containerd::services::mounts::v1::InfoRequest* request,
+      containerd::services::mounts::v1::InfoResponse* response) override;
+  grpc::Status Update(
+      grpc::ServerContext* context,
+      const containerd::services::mounts::v1::UpdateRequest* request,
+      containerd::services::mounts::v1::UpdateResponse* response) override;
+  grpc::Status List(
+      grpc::ServerContext* context,
+      const containerd::services::mounts::v1::ListRequest* request,
+      grpc::ServerWriter<containerd::services::mounts::v1::ListMessage>* writer)
+      override;
+};
+
+}  // namespace bulkhead::snapshotter
+
+#endif  // BULKHEAD_SERVICES_SNAPSHOTTER_DIFF_SERVICE_H_

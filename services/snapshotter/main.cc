@@ -1,0 +1,104 @@
+#include "services/snapshotter/main.h"
+
+#include <linux/capability.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "lib/base/status_macros.h"
+#include "lib/service/service.h"
+#include "services/snapshotter/applier.h"
+#include "services/snapshotter/data_server.h"
+#include "services/snapshotter/diff_service.h"
+#include "services/snapshotter/snapshots_service.h"
+#include "services/snapshotter/tree_snapshotter.h"
+
+namespace bulkhead {
+namespace {
+
+using snapshotter::TreeSnapshotterOptions;
+
+absl::StatusOr<std::vector<std::unique_ptr<snapshotter::Snapshotter>>>
+OpenSnapshotters(const config::Config& config) {
+  std::vector<std::unique_ptr<snapshotter::Snapshotter>> out;
+  for (const std::string& name : config.snapshotter.snapshotters) {
+    TreeSnapshotterOptions options;
+    if (name == "overlayfs") {
+      options.driver = TreeSnapshotterOptions::Driver::kOverlay;
+    } else if (name == "native") {
+      options.driver = TreeSnapshotterOptions::Driver::kNative;
+    } else {
+      return absl::InvalidArgumentError(
+          absl::StrCat("snapshotter.snapshotters: \"", name,
+                       "\" is neither overlayfs nor native"));
+    }
+    options.name = name;
+    options.root = absl::StrCat(config.RootDir("snapshotter"), "/", name);
+    options.overlay_mount_options = config.snapshotter.overlay_mount_options;
+    ASSIGN_OR_RETURN(std::unique_ptr<snapshotter::Snapshotter> opened,
+                     snapshotter::OpenTreeSnapshotter(options));
+    out.push_back(std::move(opened));
+  }
+  return out;
+}
+
+// Temporary mounts that a killed process left.
+absl::Status ClearTempMounts(const std::string& temp_dir) {
+  RETURN_IF_ERROR(os::UnmountTree(temp_dir));
+  return os::RemoveAll(temp_dir);
+}
+
+}  // namespace
+
+int SnapshotterMain(int argc, char** argv) {
+  service::Options options;
+  options.name = "snapshotter";
+  options.summary = "Keeps snapshots, unpacks and packs layers.";
+  options.capabilities = {CAP_CHOWN,   CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH,
+                          CAP_FOWNER,  CAP_FSETID,       CAP_MKNOD,
+                          CAP_SETFCAP, CAP_SYS_ADMIN};
+  options.no_network = true;
+  return service::Main(
+      argc, argv, options, [](service::Context& context) -> absl::Status {
+        const config::Config& config = context.config();
+        ::umask(0);  // Layers say what modes are.
+        rlimit files{};
+        if (::getrlimit(RLIMIT_NOFILE, &files) == 0) {
+          files.rlim_cur = files.rlim_max;
+          ::setrlimit(RLIMIT_NOFILE, &files);  // Only more room for caches.
+        }
+        const std::string temp_dir =
+            absl::StrCat(config.ServiceDir("snapshotter"), "/tmp");
+        RETURN_IF_ERROR(ClearTempMounts(temp_dir));
+        ASSIGN_OR_RETURN(const auto snapshotters, OpenSnapshotters(config));
+        std::vector<snapshotter::Snapshotter*> borrowed;
+        for (const auto& one : snapshotters) borrowed.push_back(one.get());
+
+        snapshotter::Applier applier(
+            borrowed,
+            {.layer_bytes_max = config.snapshotter.layer_bytes_max,
+             .layer_entries_max = config.snapshotter.layer_entries_max,
+             .temp_dir = temp_dir});
+        snapshotter::SnapshotsService snapshots(borrowed);
+        snapshotter::DiffService diff(
+            applier, {.content_data_socket = config.DataSocket("content"),
+                      .content_socket = config.Socket("content"),
+                      .metadata_data_socket = config.DataSocket("metadata")});
+        snapshotter::MountsService mounts;
+        ASSIGN_OR_RETURN(
+            os::UniqueFd listener,
+            context.Listen("data", config.DataSocket("snapshotter"), 0600,
+                           SOCK_SEQPACKET));
+        snapshotter::DataServer data(std::move(listener), applier);
+        RETURN_IF_ERROR(context.ListenGrpc({&snapshots, &diff, &mounts}));
+        context.Run();
+        return absl::OkStatus();
+      });
+}
+
+}  // namespace bulkhead
