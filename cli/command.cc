@@ -197,6 +197,19 @@ Command& Command::Option(const std::string& names,
       ->allow_extra_args(false);
   return *this;
 }
+Command& Command::OptionalOption(const std::string& names, std::string* value,
+                                 bool* given, const std::string& help,
+                                 const std::string& type) {
+  app_->add_option_function<std::string>(
+          names,
+          [value, given](const std::string& text) {
+            *value = text;
+            *given = true;
+          },
+          help)
+      ->type_name(type);
+  return *this;
+}
 Command& Command::Argument(const std::string& name, std::string* value,
                            const std::string& help, bool required) {
   app_->add_option(name, *value, help)->required(required);

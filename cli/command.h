@@ -61,6 +61,10 @@ class Command {
   // May be given many times, one value each.
   Command& Option(const std::string& names, std::vector<std::string>* values,
                   const std::string& help, const std::string& type = "TEXT");
+  // Tells "" from not given.
+  Command& OptionalOption(const std::string& names, std::string* value,
+                          bool* given, const std::string& help,
+                          const std::string& type = "TEXT");
   Command& Argument(const std::string& name, std::string* value,
                     const std::string& help, bool required = true);
   Command& Arguments(const std::string& name, std::vector<std::string>* values,

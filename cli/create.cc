@@ -38,6 +38,7 @@ constexpr char kRuncRuntime[] = "io.containerd.runc.v2";
 constexpr char kDefaultPath[] =
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 constexpr size_t kHostFileBytesMax = 1 << 20;
+constexpr size_t kLabelBytesMax = 4096;
 constexpr int64_t kMemoryBytesMin = 6 << 20;  // runc cannot start below it.
 
 std::string NamespaceLabel(Client& client, const std::string& key) {
@@ -262,6 +263,15 @@ absl::StatusOr<SpecOptions> MakeSpecOptions(
   return spec;
 }
 
+// Whether an image may give its containers this label: not ours or the
+// daemon's, and not so long that the record would be refused.
+bool IsForImages(const std::string& key, const std::string& value) {
+  return !absl::StartsWith(key, "bulkhead/") &&
+         !absl::StartsWith(key, "containerd.io/") &&
+         !absl::StartsWith(key, "io.cri-containerd") && !value.empty() &&
+         key.size() + value.size() <= kLabelBytesMax;
+}
+
 // Undoes what was made, unless told to keep it.
 class Undo {
  public:
@@ -405,7 +415,9 @@ absl::StatusOr<ContainerRecord> CreateContainer(Client& client,
   record->set_snapshotter(snapshotter);
   record->set_snapshot_key(id);
   auto& labels = *record->mutable_labels();
-  for (const auto& [key, value] : config.labels) labels[key] = value;
+  for (const auto& [key, value] : config.labels) {
+    if (IsForImages(key, value)) labels[key] = value;
+  }
   for (const std::string& text : options.labels) {
     const auto [key, value] = SplitPair(text);
     labels[key] = value;

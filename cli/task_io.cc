@@ -302,6 +302,7 @@ absl::StatusOr<std::unique_ptr<Fifos>> Fifos::Create(const std::string& folder,
 }
 
 Fifos::~Fifos() {
+  if (kept_ || folder_.empty()) return;
   for (const std::string& path : {in_path, out_path, err_path}) {
     if (!path.empty()) ::unlink(path.c_str());
   }

@@ -28,6 +28,8 @@ class Fifos {
       const std::string& folder, const std::string& name, Wanted wanted);
   // Removes the FIFOs, and the folder if that leaves it empty.
   ~Fifos();
+  // They stay: somebody else goes on using them.
+  void Keep() { kept_ = true; }
 
   std::string in_path;  // Empty: not wanted.
   std::string out_path;
@@ -38,6 +40,7 @@ class Fifos {
 
  private:
   std::string folder_;
+  bool kept_ = false;
 };
 
 struct StreamOptions {

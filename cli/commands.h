@@ -1,0 +1,18 @@
+// Every command declares itself here; see main.cc.
+#ifndef BULKHEAD_CLI_COMMANDS_H_
+#define BULKHEAD_CLI_COMMANDS_H_
+
+#include "cli/command.h"
+
+namespace bulkhead::cli {
+
+void AddRunCommands(Command& root);        // run create start exec attach
+void AddImageCommands(Command& root);      // pull push images tag rmi
+void AddListCommands(Command& root);       // ps inspect logs
+void AddLifecycleCommands(Command& root);  // stop kill pause ... wait rm
+void AddUsageCommands(Command& root);      // stats top
+void AddSystemCommands(Command& root);     // events info version namespace ...
+
+}  // namespace bulkhead::cli
+
+#endif  // BULKHEAD_CLI_COMMANDS_H_
