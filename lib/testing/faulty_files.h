@@ -18,7 +18,8 @@ struct Fault {
 };
 
 // Hands calls on to `real`, counting them, and fails as `fault` says. A PWrite
-// that is to fail writes half of its bytes first. Thread-safe.
+// that is to fail writes half of its bytes first. Sync() reaches no disk: no
+// test can tell, and each takes milliseconds. Thread-safe.
 class FaultyFiles : public files::Files {
  public:
   FaultyFiles(files::Files& real, const Fault& fault)

@@ -75,9 +75,10 @@ class EpollDataServer final : public DataServer {
   void Work() {
     std::unique_lock<std::mutex> lock(mutex_);
     while (!stopping_) {
+      const int timeout = idle_ > 1 ? kIdleThreadMillis : -1;
       lock.unlock();
       epoll_event event{};
-      const int n = ::epoll_wait(epoll_.get(), &event, 1, kIdleThreadMillis);
+      const int n = ::epoll_wait(epoll_.get(), &event, 1, timeout);
       lock.lock();
       if (stopping_) break;
       if (n < 0) continue;  // EINTR.

@@ -58,7 +58,8 @@ absl::Status StoreHello(FsStore* store) {
 // it can be stored.
 void ExpectAllOrNothing(const std::string& root, const absl::Status& answered) {
   const Digest digest = Digest::Of("hello");
-  auto store = FsStore::Open(root);
+  FaultyFiles files(files::RealFiles(), {});
+  auto store = FsStore::Open(root, files);
   ASSERT_TRUE(store.ok()) << store.status();
   const auto info = (*store)->Info(digest);
   EXPECT_TRUE(info.ok() || !answered.ok()) << "OK is a promise";
