@@ -182,8 +182,10 @@ int RunForeground(Client& client, const ContainerRecord& record,
     if (!removed.ok()) Report(removed);
   };
   const absl::StatusOr<std::string> folder = FifoDir(client, record.id());
-  absl::StatusOr<std::unique_ptr<Fifos>> fifos = folder.status();
-  if (folder.ok()) {
+  absl::StatusOr<std::unique_ptr<Fifos>> fifos = absl::UnknownError("");
+  if (!folder.ok()) {
+    fifos = folder.status();
+  } else {
     fifos = Fifos::Create(*folder, "init",
                           {options.interactive, true, !terminal});
   }
