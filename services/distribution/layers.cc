@@ -1,0 +1,263 @@
+#include "services/distribution/layers.h"
+
+#include <map>
+#include <random>
+#include <thread>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "lib/base/status_macros.h"
+#include "lib/log/log.h"
+
+namespace bulkhead::distribution {
+namespace {
+
+constexpr char kSnapshotRef[] = "containerd.io/snapshot.ref";
+constexpr char kUncompressed[] = "containerd.io/uncompressed";
+constexpr int kStatTries = 3;
+
+std::string ExtractKey(const Digest& chain_id) {
+  std::random_device random;
+  const uint32_t bits = random();
+  const std::string suffix = absl::WebSafeBase64Escape(
+      absl::string_view(reinterpret_cast<const char*>(&bits), 3));
+  return absl::StrCat("extract-", absl::ToUnixNanos(absl::Now()) % 1000000000,
+                      "-", suffix, " ", chain_id.str());
+}
+
+class Unpacker {
+ public:
+  Unpacker(const FetchContext& context, const UnpackPlan& plan,
+           std::vector<BlobFetch*> blobs)
+      : context_(context),
+        plan_(plan),
+        blobs_(std::move(blobs)),
+        chain_ids_(oci::ChainIds(plan.diff_ids)),
+        layers_(blobs_.size()) {}
+
+  // Unpacks layer `i` and commits it, and later ones that wait for it.
+  absl::Status Layer(size_t i) {
+    BlobFetch& blob = *blobs_[i];
+    const std::string& name = chain_ids_[i].str();
+    const std::string parent =
+        plan_.rebase || i == 0 ? "" : chain_ids_[i - 1].str();
+    const Labels labels = {{kSnapshotRef, name}};
+    std::string key;
+    std::vector<dataplane::Mount> mounts;
+    bool present = false;
+    for (int attempt = 0; attempt < kStatTries && !present; ++attempt) {
+      key = ExtractKey(chain_ids_[i]);
+      auto prepared =
+          context_.store->Prepare(plan_.snapshotter, key, parent, labels);
+      if (prepared.ok()) {
+        mounts = *std::move(prepared);
+        break;
+      }
+      if (!absl::IsAlreadyExists(prepared.status())) {
+        return Annotate(prepared.status(),
+                        absl::StrCat("preparing a snapshot for layer ",
+                                     blob.descriptor().digest.str()));
+      }
+      const absl::Status found =
+          context_.store->StatSnapshot(plan_.snapshotter, name);
+      if (found.ok()) {
+        present = true;
+      } else if (!absl::IsNotFound(found) || attempt + 1 == kStatTries) {
+        return Annotate(found, absl::StrCat("snapshot ", name));
+      }
+    }
+    if (!present) {
+      absl::Status status = Extract(blob, plan_.diff_ids[i], mounts);
+      if (!status.ok()) {
+        Drop(key);
+        return status;
+      }
+    } else {
+      RETURN_IF_ERROR(blob.WaitCommitted());
+    }
+    RETURN_IF_ERROR(Done(i, present ? "" : key));
+    RETURN_IF_ERROR(context_.store->SetBlobLabels(
+        blob.descriptor().digest.str(),
+        {{kUncompressed, plan_.diff_ids[i].str()}}));
+    context_.progress->Set(blob.descriptor(), "extracted",
+                           blob.descriptor().size_bytes);
+    return absl::OkStatus();
+  }
+
+  // After a failure: what was unpacked but not committed goes.
+  void DropUncommitted() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (LayerState& layer : layers_) {
+      if (layer.ready && !layer.committed && !layer.key.empty()) {
+        Drop(layer.key);
+      }
+    }
+  }
+
+ private:
+  struct LayerState {
+    bool ready = false;
+    bool committed = false;
+    std::string key;  // Empty: the snapshot was there already.
+  };
+
+  void Drop(const std::string& key) {
+    const absl::Status status =
+        context_.store->RemoveSnapshot(plan_.snapshotter, key);
+    if (!status.ok() && !absl::IsNotFound(status)) {
+      log::Warn("snapshot not removed; garbage collection takes it",
+                {{"key", key}, {"error", MessageOf(status)}});
+    }
+  }
+
+  absl::Status Extract(BlobFetch& blob, const Digest& diff_id,
+                       const std::vector<dataplane::Mount>& mounts) {
+    const oci::Descriptor& desc = blob.descriptor();
+    BlobFetch::State state = blob.WaitBytes(-1);
+    RETURN_IF_ERROR(state.failed);
+    auto session =
+        context_.store->StartApply({mounts, desc.media_type, desc.digest.str(),
+                                    desc.size_bytes, plan_.rebase},
+                                   state.fd);
+    absl::StatusOr<dataplane::Applied> applied;
+    if (session.ok()) {
+      int64_t sent = -1;
+      while (!state.complete) {
+        if (state.available_bytes > sent) {
+          sent = state.available_bytes;
+          // The apply has failed: Finish says why.
+          if (!(*session)->Advance(sent).ok()) break;
+        }
+        state = blob.WaitBytes(sent);
+        RETURN_IF_ERROR(state.failed);
+      }
+      context_.progress->Set(desc, "extracting", state.available_bytes);
+      applied = (*session)->Finish(desc.size_bytes);
+      session->reset();
+      RETURN_IF_ERROR(blob.WaitCommitted());
+    } else if (absl::IsUnavailable(session.status())) {
+      RETURN_IF_ERROR(blob.WaitCommitted());
+      context_.progress->Set(desc, "extracting", desc.size_bytes);
+      applied = context_.store->Apply(desc, mounts);
+    } else {
+      applied = session.status();
+    }
+    if (!applied.ok()) {
+      return Annotate(applied.status(),
+                      absl::StrCat("unpacking layer ", desc.digest.str()));
+    }
+    if (applied->diff_id != diff_id.str()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "wrong diff id: layer ", desc.digest.str(), " unpacks to ",
+          applied->diff_id, ", but the image's config says ", diff_id.str()));
+    }
+    return absl::OkStatus();
+  }
+
+  // Layer `i` is complete under `key`: commits all whose parents are there.
+  absl::Status Done(size_t i, const std::string& key) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    layers_[i].ready = true;
+    layers_[i].key = key;
+    for (; next_ < layers_.size() && layers_[next_].ready; ++next_) {
+      LayerState& layer = layers_[next_];
+      const std::string& name = chain_ids_[next_].str();
+      if (!layer.key.empty()) {
+        const std::string parent =
+            plan_.rebase && next_ > 0 ? chain_ids_[next_ - 1].str() : "";
+        const absl::Status status = context_.store->Commit(
+            plan_.snapshotter, name, layer.key, parent, {{kSnapshotRef, name}});
+        if (absl::IsAlreadyExists(status)) {
+          Drop(layer.key);  // Another pull was faster.
+        } else if (!status.ok()) {
+          return Annotate(status, absl::StrCat("committing snapshot ", name));
+        }
+      }
+      layer.committed = true;
+    }
+    return absl::OkStatus();
+  }
+
+  const FetchContext& context_;
+  const UnpackPlan& plan_;
+  const std::vector<BlobFetch*> blobs_;
+  const std::vector<Digest> chain_ids_;
+  std::mutex mutex_;
+  std::vector<LayerState> layers_;  // Guarded by mutex_.
+  size_t next_ = 0;                 // First not committed; guarded by mutex_.
+};
+
+}  // namespace
+
+absl::Status FetchLayers(const FetchContext& context,
+                         const std::vector<oci::Descriptor>& layers,
+                         const std::vector<std::string>& parents,
+                         int downloads_max, const UnpackPlan* plan) {
+  if (plan != nullptr && plan->diff_ids.size() != layers.size()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the manifest has ", layers.size(), " layers, but the image's config ",
+        plan->diff_ids.size(), " diff ids"));
+  }
+  std::vector<std::unique_ptr<BlobFetch>> fetches;
+  std::map<std::string, BlobFetch*> by_digest;  // A layer may come twice.
+  std::vector<BlobFetch*> blobs;
+  for (const oci::Descriptor& layer : layers) {
+    BlobFetch*& fetch = by_digest[layer.digest.str()];
+    if (fetch == nullptr) {
+      fetches.push_back(std::make_unique<BlobFetch>(context, layer, parents));
+      fetch = fetches.back().get();
+      context.progress->Set(layer, "waiting", 0, parents);
+    }
+    blobs.push_back(fetch);
+  }
+  std::mutex mutex;
+  absl::Status failed;
+  const auto note = [&](const absl::Status& status) {
+    if (status.ok()) return;
+    std::lock_guard<std::mutex> lock(mutex);
+    if (failed.ok()) failed = status;
+    context.stop->failed = true;
+  };
+  std::vector<std::thread> threads;
+  std::atomic<size_t> next_fetch{0};
+  const size_t fetchers =
+      std::min<size_t>(std::max(1, downloads_max), fetches.size());
+  for (size_t t = 0; t < fetchers; ++t) {
+    threads.emplace_back([&] {
+      for (size_t i; (i = next_fetch++) < fetches.size();) {
+        if (context.stop->Stopped()) {
+          fetches[i]->Fail(absl::CancelledError("the transfer was cancelled"));
+          continue;
+        }
+        fetches[i]->Run();
+        note(fetches[i]->WaitCommitted());
+      }
+    });
+  }
+  std::unique_ptr<Unpacker> unpacker;
+  std::atomic<size_t> next_unpack{0};
+  if (plan != nullptr) {
+    unpacker = std::make_unique<Unpacker>(context, *plan, blobs);
+    const size_t unpackers =
+        plan->rebase
+            ? std::min<size_t>(std::max(1, plan->unpacks_max), blobs.size())
+            : std::min<size_t>(1, blobs.size());
+    for (size_t t = 0; t < unpackers; ++t) {
+      threads.emplace_back([&] {
+        for (size_t i; (i = next_unpack++) < blobs.size();) {
+          if (context.stop->Stopped()) return;
+          note(unpacker->Layer(i));
+        }
+      });
+    }
+  }
+  for (std::thread& thread : threads) thread.join();
+  if (failed.ok() && context.stop->Stopped()) {
+    failed = absl::CancelledError("the transfer was cancelled");
+  }
+  if (!failed.ok() && unpacker != nullptr) unpacker->DropUncommitted();
+  return failed;
+}
+
+}  // namespace bulkhead::distribution

@@ -1,0 +1,103 @@
+// The layers of one manifest: fetched at once, and unpacked while they come.
+#ifndef BULKHEAD_SERVICES_DISTRIBUTION_LAYERS_H_
+#define BULKHEAD_SERVICES_DISTRIBUTION_LAYERS_H_
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "lib/os/fd.h"
+#include "services/distribution/progress.h"
+#include "services/distribution/registry.h"
+#include "services/distribution/store.h"
+
+namespace bulkhead::distribution {
+
+// Set once anything of a transfer has failed or the client has gone: all its
+// threads come home. Thread-safe.
+struct StopFlag {
+  std::function<bool()> client_gone;
+  std::atomic<bool> failed{false};
+  bool Stopped() const { return failed || (client_gone && client_gone()); }
+};
+
+struct FetchContext {
+  Registry* registry = nullptr;
+  Store* store = nullptr;
+  Progress* progress = nullptr;
+  StopFlag* stop = nullptr;
+  Labels source_labels;  // containerd.io/distribution.source.*
+};
+
+// One blob on its way: the fetcher's thread writes, an unpacker reads behind.
+class BlobFetch {
+ public:
+  BlobFetch(const FetchContext& context, oci::Descriptor descriptor,
+            std::vector<std::string> parents)
+      : context_(context),
+        descriptor_(std::move(descriptor)),
+        parents_(std::move(parents)) {}
+
+  const oci::Descriptor& descriptor() const { return descriptor_; }
+
+  // Brings the blob into the content store, resuming what an earlier attempt
+  // has left; at the end it is committed and verified, or nothing is there.
+  void Run();
+  // Takes `bytes`, already verified, instead of asking the registry.
+  absl::Status Store(const std::string& bytes, const Labels& labels);
+
+  struct State {
+    int fd = -1;  // Borrowed; valid as long as the BlobFetch.
+    int64_t available_bytes = 0;
+    bool complete = false;   // All bytes are there, unverified.
+    bool committed = false;  // Verified and durable.
+    absl::Status failed;
+  };
+  // Waits until there is a descriptor and more than `beyond_bytes`, or the
+  // bytes are complete, or it failed, or the transfer stops.
+  State WaitBytes(int64_t beyond_bytes);
+  // Waits until it is committed or failed.
+  absl::Status WaitCommitted();
+
+  // Marks it failed without running.
+  void Fail(const absl::Status& status);
+
+ private:
+  absl::Status RunOnce(bool* again);
+  absl::Status Adopt();
+  absl::Status MergeSourceLabels();
+  absl::Status TakeFd(int ingest_fd);
+
+  const FetchContext& context_;
+  const oci::Descriptor descriptor_;
+  const std::vector<std::string> parents_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  State state_;
+  os::UniqueFd fd_;
+  std::unique_ptr<dataplane::Ingest> ingest_;
+};
+
+struct UnpackPlan {
+  std::string snapshotter;
+  std::vector<Digest> diff_ids;
+  // The snapshotter can set a snapshot's parent when it is committed: layers
+  // are unpacked at the same time, else one after the other.
+  bool rebase = false;
+  int unpacks_max = 1;
+};
+
+// Fetches `layers` (at most `downloads_max` at once) and, if `plan` is given,
+// unpacks each into a snapshot named by its chain id. Returns the first error.
+absl::Status FetchLayers(const FetchContext& context,
+                         const std::vector<oci::Descriptor>& layers,
+                         const std::vector<std::string>& parents,
+                         int downloads_max, const UnpackPlan* plan);
+
+}  // namespace bulkhead::distribution
+
+#endif  // BULKHEAD_SERVICES_DISTRIBUTION_LAYERS_H_

@@ -1,0 +1,45 @@
+// Pull: a registry's image into the image store, unpacked if asked.
+#ifndef BULKHEAD_SERVICES_DISTRIBUTION_PULL_H_
+#define BULKHEAD_SERVICES_DISTRIBUTION_PULL_H_
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "services/distribution/layers.h"
+
+namespace bulkhead::distribution {
+
+constexpr int kIndexDepthMax = 4;       // Indexes in indexes.
+constexpr size_t kManifestsMax = 1024;  // Fetched in one pull.
+
+struct UnpackRequest {
+  oci::Platform platform;   // Empty: any.
+  std::string snapshotter;  // Not empty.
+  bool rebase = false;
+};
+
+struct ImageDestination {
+  std::string name;
+  Labels labels;
+  std::vector<oci::Platform> platforms;  // Empty: all.
+  bool all_metadata = false;  // Manifests and configs of all platforms.
+  uint32_t manifest_limit = 0;
+  std::vector<UnpackRequest> unpacks;
+};
+
+struct PullLimits {
+  int downloads_max = 6;
+  int unpacks_max = 2;
+};
+
+// Fills the store and writes the image record last. On an error nothing under
+// the image's name has changed; what was fetched goes with the lease.
+// Errors: as Registry's and Store's; kNotFound "no match for platform ...";
+//   kInvalidArgument: broken documents; kFailedPrecondition: wrong diff id.
+absl::Status Pull(const FetchContext& context, const oci::Reference& reference,
+                  const ImageDestination& image, const PullLimits& limits);
+
+}  // namespace bulkhead::distribution
+
+#endif  // BULKHEAD_SERVICES_DISTRIBUTION_PULL_H_

@@ -1,0 +1,52 @@
+// gRPC adapter: containerd.services.transfer.v1.
+#ifndef BULKHEAD_SERVICES_DISTRIBUTION_TRANSFER_SERVICE_H_
+#define BULKHEAD_SERVICES_DISTRIBUTION_TRANSFER_SERVICE_H_
+
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "lib/config/config.h"
+#include "proto/containerd/services/transfer/v1/transfer.grpc.pb.h"
+#include "services/distribution/grpc_store.h"
+#include "services/distribution/http.h"
+#include "services/distribution/streams.h"
+
+namespace bulkhead::distribution {
+
+constexpr int kTransfersMax = 64;  // Running at once.
+
+class TransferService final
+    : public containerd::services::transfer::v1::Transfer::Service {
+ public:
+  // All must outlive the service.
+  TransferService(const config::Config& config, StreamTable* streams,
+                  HttpClient* http);
+
+  grpc::Status Transfer(
+      grpc::ServerContext* context,
+      const containerd::services::transfer::v1::TransferRequest* request,
+      google::protobuf::Empty* response) override;
+
+  // Takes the [distribution] and [proxy_plugins] tables of a reloaded config.
+  void Reload(const config::Config& config);
+
+ private:
+  struct Call;
+
+  absl::Status Run(Call& call);
+  absl::Status PullImage(Call& call);
+  absl::Status Tag(Call& call);
+  config::Config CurrentConfig();
+
+  std::mutex mutex_;
+  config::Config config_;  // Guarded by mutex_.
+  const Peers peers_;
+  StreamTable* const streams_;
+  HttpClient* const http_;
+  std::atomic<int> running_{0};
+};
+
+}  // namespace bulkhead::distribution
+
+#endif  // BULKHEAD_SERVICES_DISTRIBUTION_TRANSFER_SERVICE_H_
