@@ -111,7 +111,9 @@ absl::Status JsonLog::Rotate() {
         i == 1 ? options_.path : absl::StrCat(options_.path, ".", i - 1);
     (void)::rename(from.c_str(), absl::StrCat(options_.path, ".", i).c_str());
   }
-  if (options_.files_max <= 1) (void)::truncate(options_.path.c_str(), 0);
+  if (options_.files_max <= 1 && ::truncate(options_.path.c_str(), 0) != 0) {
+    return os::ErrnoStatus(errno, options_.path);
+  }
   return Open();
 }
 

@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kEventsMax = 32;
 constexpr size_t kKeptExitsMax = 4096;
+constexpr int kQuietMs = 200;
 
 int64_t MonotonicMs() {
   timespec now{};
@@ -174,9 +175,20 @@ void Loop::RunTimers() {
 
 void Loop::Run() {
   epoll_event events[kEventsMax];
+  bool quiet = false;
   while (!stopped_) {
+    int timeout_ms = NextTimeoutMs();
+    const bool may_become_quiet =
+        !quiet && (timeout_ms < 0 || timeout_ms > kQuietMs);
+    if (may_become_quiet) timeout_ms = kQuietMs;
     const int count =
-        ::epoll_wait(epoll_.get(), events, kEventsMax, NextTimeoutMs());
+        ::epoll_wait(epoll_.get(), events, kEventsMax, timeout_ms);
+    if (count == 0 && may_become_quiet) {
+      quiet = true;
+      if (on_quiet_) on_quiet_();
+      continue;
+    }
+    if (count > 0) quiet = false;
     for (int i = 0; i < count && !stopped_; ++i) {
       const int fd = static_cast<int>(events[i].data.u64 & 0xffffffffu);
       const auto found = watchers_.find(fd);

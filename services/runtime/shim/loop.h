@@ -59,6 +59,11 @@ class Loop {
     on_terminate_ = std::move(handler);
   }
 
+  // Nothing happened for a while; called once until something does.
+  void OnQuiet(std::function<void()> handler) {
+    on_quiet_ = std::move(handler);
+  }
+
   void Run();  // Until Stop().
   void Stop() { stopped_ = true; }
 
@@ -84,6 +89,7 @@ class Loop {
   std::map<pid_t, ExitInfo> kept_exits_;
   int keepers_ = 0;
   std::function<void()> on_terminate_;
+  std::function<void()> on_quiet_;
   bool stopped_ = false;
 };
 

@@ -204,13 +204,14 @@ void InputCopier::Start(os::UniqueFd destination,
 void InputCopier::CloseWriter() { writer_.Reset(); }
 
 void InputCopier::Arm() {
-  if (source_armed_ || !source_.valid()) return;
+  if (source_armed_ || polling_ || !source_.valid()) return;
   source_armed_ =
       loop_->Watch(source_.get(), EPOLLIN, [this](uint32_t) { Pump(); }).ok();
-  if (!source_armed_) {
-    // A regular file or /dev/null cannot be watched: it is always ready.
-    while (source_.valid() && pending_.empty()) Pump();
-  }
+  if (source_armed_) return;
+  // A regular file or /dev/null cannot be watched: it is always ready.
+  polling_ = true;
+  while (source_.valid() && pending_.empty()) Pump();
+  polling_ = false;
 }
 
 void InputCopier::Pump() {

@@ -163,6 +163,7 @@ class InputCopier {
   std::string pending_;
   bool started_ = false;
   bool source_armed_ = false;
+  bool polling_ = false;  // In Arm(), on a source that is always ready.
   bool destination_armed_ = false;
 };
 

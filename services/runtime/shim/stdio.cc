@@ -38,6 +38,12 @@ absl::StatusOr<Pipe> MakePipe() {
   return Pipe{os::UniqueFd(fds[0]), os::UniqueFd(fds[1])};
 }
 
+// The user of the container owns its streams. It may be refused: then they work
+// all the same, they just cannot be opened again by name.
+void GiveTo(const os::UniqueFd& fd, uint32_t uid, uint32_t gid) {
+  if ((uid != 0 || gid != 0) && ::fchown(fd.get(), uid, gid) != 0) return;
+}
+
 void SetNonBlocking(const os::UniqueFd& fd) {
   (void)::fcntl(fd.get(), F_SETFL, ::fcntl(fd.get(), F_GETFL) | O_NONBLOCK);
 }
@@ -181,7 +187,7 @@ absl::Status ProcessIo::OpenStreams() {
     ASSIGN_OR_RETURN(Pipe pipe, MakePipe());
     ASSIGN_OR_RETURN(input_, InputCopier::Open(loop_, PathOf(spec_.in)));
     SetNonBlocking(pipe.write);
-    (void)::fchown(pipe.read.get(), spec_.uid, spec_.gid);
+    GiveTo(pipe.read, spec_.uid, spec_.gid);
     child_[0] = std::move(pipe.read);
     input_->Start(std::move(pipe.write), nullptr);
   }
@@ -189,7 +195,7 @@ absl::Status ProcessIo::OpenStreams() {
   for (int i = 1; i <= 2; ++i) {
     if (!both && (i == 1 ? spec_.out : spec_.err).empty()) continue;
     ASSIGN_OR_RETURN(Pipe pipe, MakePipe());
-    (void)::fchown(pipe.write.get(), spec_.uid, spec_.gid);
+    GiveTo(pipe.write, spec_.uid, spec_.gid);
     child_[i] = std::move(pipe.write);
     if (binary) {
       binary_ends[i - 1] = std::move(pipe.read);
