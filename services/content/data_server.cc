@@ -96,10 +96,15 @@ class EpollDataServer final : public DataServer {
         const auto found = sessions_.find(event.data.fd);
         DataSession* session = found->second.get();
         lock.unlock();
-        const bool goes_on = session->HandleOne() &&
-                             Watch(EPOLL_CTL_MOD, event.data.fd, kOnce).ok();
-        if (!goes_on) EndSession(event.data.fd);
+        const bool goes_on = session->HandleOne();
         lock.lock();
+        if (!goes_on || !Watch(EPOLL_CTL_MOD, event.data.fd, kOnce).ok()) {
+          auto ended = sessions_.extract(event.data.fd);
+          open_->Set(static_cast<int64_t>(sessions_.size()));
+          lock.unlock();
+          ended.mapped().reset();  // Closes, and unlocks its ref.
+          lock.lock();
+        }
       }
       ++idle_;
     }
@@ -135,15 +140,6 @@ class EpollDataServer final : public DataServer {
                                                   options_.verify_on_open);
     open_->Set(static_cast<int64_t>(sessions_.size()));
     if (!Watch(EPOLL_CTL_ADD, fd, kOnce).ok()) sessions_.erase(fd);
-  }
-
-  void EndSession(int fd) {
-    std::unique_ptr<DataSession> session;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = sessions_.find(fd);
-    session = std::move(found->second);
-    sessions_.erase(found);
-    open_->Set(static_cast<int64_t>(sessions_.size()));
   }
 
   const os::UniqueFd listener_;
