@@ -1,0 +1,5 @@
+#include "services/runtime/main.h"
+
+int main(int argc, char** argv) {
+  return bulkhead::runtime::RuntimeMain(argc, argv);
+}

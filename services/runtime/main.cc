@@ -1,0 +1,91 @@
+#include "services/runtime/main.h"
+
+#include <linux/limits.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "lib/base/status_macros.h"
+#include "lib/log/log.h"
+#include "lib/os/fd.h"
+#include "lib/service/service.h"
+#include "lib/ttrpc/reactor.h"
+#include "services/runtime/event_forwarder.h"
+#include "services/runtime/metadata_client.h"
+#include "services/runtime/sandbox_service.h"
+#include "services/runtime/shim_binary.h"
+#include "services/runtime/shim_events.h"
+#include "services/runtime/task_manager.h"
+#include "services/runtime/tasks_service.h"
+
+namespace bulkhead::runtime {
+namespace {
+
+constexpr char kBundleFolder[] = "io.containerd.runtime.v2.task";
+
+std::string OwnBinary() {
+  char path[PATH_MAX];
+  const ssize_t n = ::readlink("/proc/self/exe", path, sizeof(path));
+  return n > 0 ? std::string(path, static_cast<size_t>(n)) : "bulkhead-runtime";
+}
+
+absl::Status Serve(service::Context& context) {
+  const config::Config& config = context.config();
+  ShimEnvironment environment;
+  environment.grpc_address = config.GatewayAddress();
+  environment.ttrpc_address = config.TtrpcAddress();
+  environment.own_binary = OwnBinary();
+  environment.socket_dir = config.state + "/s";
+  environment.oci_runtime = config.runtime.oci_runtime;
+  environment.oci_root = config.OciRoot();
+  environment.search_paths = config.runtime.shim_paths;
+  environment.debug = log::Enabled(log::Level::kDebug);
+  RETURN_IF_ERROR(os::MakeDirs(environment.socket_dir, 0700));
+  RETURN_IF_ERROR(os::MakeDirs(config.ServiceDir("runtime"), 0700));
+
+  ttrpc::Reactor reactor;
+  ShimBinaries shims(environment);
+  MetadataClient metadata(config.Socket("metadata"));
+  EventForwarder events(
+      [&metadata](const containerd::types::Envelope& envelope) {
+        return metadata.ForwardEvent(envelope);
+      },
+      config.ServiceDir("runtime") + "/events.spool");
+  auto tasks = std::make_shared<TaskManager>(
+      TaskManager::Options{
+          Bundles(absl::StrCat(config.state, "/", kBundleFolder),
+                  absl::StrCat(config.RootDir("runtime"), "/", kBundleFolder)),
+          config.runtime.default_runtime, Deadlines()},
+      reactor, shims, events,
+      [&metadata](const std::string& ns, const std::string& id) {
+        return metadata.GetContainer(ns, id);
+      });
+  ASSIGN_OR_RETURN(
+      os::UniqueFd listener,
+      context.Listen("ttrpc", config.TtrpcAddress(), 0600, SOCK_STREAM));
+  std::unique_ptr<ttrpc::Server> shim_events =
+      ServeShimEvents(reactor, std::move(listener), tasks, events);
+  RETURN_IF_ERROR(tasks->Recover());
+  std::unique_ptr<grpc::Service> tasks_service = MakeTasksService(*tasks);
+  std::unique_ptr<grpc::Service> controller = MakeSandboxController();
+  RETURN_IF_ERROR(context.ListenGrpc({tasks_service.get(), controller.get()}));
+  context.Run();
+  shim_events.reset();
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int RuntimeMain(int argc, char** argv) {
+  return service::Main(argc, argv,
+                       {.name = "runtime",
+                        .summary = "Runs containers: the Tasks service, over "
+                                   "one shim a container.",
+                        .keep_privileges = true},
+                       Serve);
+}
+
+}  // namespace bulkhead::runtime

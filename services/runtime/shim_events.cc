@@ -1,0 +1,39 @@
+#include "services/runtime/shim_events.h"
+
+#include <utility>
+
+#include "proto/containerd/services/events/ttrpc/v1/events.pb.h"
+
+namespace bulkhead::runtime {
+
+std::unique_ptr<ttrpc::Server> ServeShimEvents(
+    ttrpc::Reactor& reactor, os::UniqueFd listener,
+    std::shared_ptr<TaskManager> tasks, EventForwarder& events) {
+  ttrpc::Server::Handler forward = [tasks, &events](
+                                       const ttrpc::Request& request,
+                                       ttrpc::Server::Reply reply) {
+    containerd::services::events::ttrpc::v1::ForwardRequest message;
+    if (!message.ParseFromString(request.payload)) {
+      return reply(absl::InvalidArgumentError("malformed ForwardRequest"));
+    }
+    const absl::Status valid = ValidateEnvelope(message.envelope());
+    if (!valid.ok()) return reply(valid);
+    tasks->Observe(message.envelope(), /*sent=*/false);
+    containerd::types::Envelope exit;
+    if (message.envelope().topic() == "/tasks/exit") exit = message.envelope();
+    events.Publish(std::move(*message.mutable_envelope()),
+                   [reply, exit, weak = std::weak_ptr<TaskManager>(tasks)](
+                       const absl::Status& status) {
+                     if (!status.ok()) return reply(status);
+                     if (auto manager = weak.lock()) {
+                       manager->Observe(exit, /*sent=*/true);
+                     }
+                     reply(std::string());
+                   });
+  };
+  return ttrpc::Server::Start(
+      reactor, std::move(listener),
+      {{"containerd.services.events.ttrpc.v1.Events/Forward", forward}});
+}
+
+}  // namespace bulkhead::runtime
