@@ -267,7 +267,8 @@ absl::Status SpawnRemover(Client& client, const std::string& id) {
   return error == 0 ? absl::OkStatus() : os::ErrnoStatus(error, "posix_spawn");
 }
 
-// Creates and starts the task with its output going to the log.
+}  // namespace
+
 absl::Status StartDetached(Client& client, const ContainerRecord& record) {
   const bool terminal = HasTerminal(record);
   std::unique_ptr<Fifos> fifos;
@@ -292,6 +293,8 @@ absl::Status StartDetached(Client& client, const ContainerRecord& record) {
   }
   return absl::OkStatus();
 }
+
+namespace {
 
 int Run(Session& session, RunOptions& options) {
   if (!options.detach) BlockForwardedSignals();

@@ -17,6 +17,8 @@ void Declare(Command& root) {
   AddRunCommands(root);
   AddImageCommands(root);
   AddListCommands(root);
+  AddLifecycleCommands(root);
+  AddUsageCommands(root);
 }
 
 std::vector<std::string> NamesFor(Session& session, Completes what) {

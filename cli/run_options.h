@@ -58,6 +58,10 @@ struct RunOptions {
 absl::StatusOr<ContainerRecord> CreateContainer(Client& client,
                                                 const RunOptions& options);
 
+// Creates the container's task and starts it, its output going to the log;
+// with the auto-remove label also a process that removes it in the end.
+absl::Status StartDetached(Client& client, const ContainerRecord& record);
+
 // The shim's name and options for --runtime: "" for the default, "crun" or
 // "/usr/bin/crun" for an OCI runtime under our shim, "io.containerd.x.v1".
 struct RuntimeChoice {
