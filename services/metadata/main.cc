@@ -1,14 +1,46 @@
 #include "services/metadata/main.h"
 
+#include <sys/socket.h>
+
 #include "lib/config/config.h"
 #include "lib/os/fd.h"
 #include "lib/service/service.h"
+#include "services/metadata/content_service.h"
+#include "services/metadata/data_server.h"
 #include "services/metadata/db.h"
+#include "services/metadata/grpc_content_backend.h"
+#include "services/metadata/grpc_snapshot_backend.h"
 #include "services/metadata/object_services.h"
+#include "services/metadata/snapshot_service.h"
 #include "services/metadata/store.h"
 
 namespace bulkhead::metadata {
 namespace {
+
+// Ours, or the proxy plugin that takes its place.
+std::unique_ptr<ContentBackend> MakeContentBackend(
+    const config::Config& config) {
+  for (const auto& [name, plugin] : config.proxy_plugins) {
+    if (plugin.type == "content") {
+      return ConnectContentBackend(plugin.address, "");
+    }
+  }
+  return ConnectContentBackend(config.Socket("content"),
+                               config.DataSocket("content"));
+}
+
+Snapshots::Backends MakeSnapshotBackends(const config::Config& config) {
+  Snapshots::Backends backends;
+  for (const std::string& name : config.snapshotter.snapshotters) {
+    backends[name] = ConnectSnapshotBackend(config.Socket("snapshotter"), name);
+  }
+  for (const auto& [name, plugin] : config.proxy_plugins) {
+    if (plugin.type == "snapshot") {
+      backends[name] = ConnectSnapshotBackend(plugin.address, name);
+    }
+  }
+  return backends;
+}
 
 absl::Status Body(service::Context& context) {
   const config::Config& config = context.config();
@@ -17,8 +49,23 @@ absl::Status Body(service::Context& context) {
   ASSIGN_OR_RETURN(std::unique_ptr<Db> db, Db::Open(root + "/db"));
   EventBus events;
   Store store(std::move(db), &events);
+  const std::unique_ptr<ContentBackend> blobs = MakeContentBackend(config);
+  Content content(store, *blobs,
+                  config.metadata.content_sharing_policy == "isolated");
+  Snapshots snapshots(store, MakeSnapshotBackends(config));
+
   ObjectServices objects(store, [] { return absl::OkStatus(); });
-  RETURN_IF_ERROR(context.ListenGrpc(objects.services()));
+  ContentService content_service(content);
+  const std::unique_ptr<grpc::Service> snapshot_service =
+      MakeSnapshotService(snapshots);
+  ASSIGN_OR_RETURN(os::UniqueFd data,
+                   context.Listen("data", config.DataSocket("metadata"), 0600,
+                                  SOCK_SEQPACKET));
+  std::vector<grpc::Service*> services = objects.services();
+  services.push_back(&content_service);
+  services.push_back(snapshot_service.get());
+  DataServer data_server(std::move(data), content);
+  RETURN_IF_ERROR(context.ListenGrpc(services));
   context.Run();
   return absl::OkStatus();
 }

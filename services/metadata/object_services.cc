@@ -12,20 +12,8 @@
 #include "proto/containerd/services/namespaces/v1/namespaces.grpc.pb.h"
 #include "proto/containerd/services/sandbox/v1/sandbox.grpc.pb.h"
 #include "services/metadata/objects.h"
+#include "services/metadata/reply.h"
 #include "services/metadata/util.h"
-
-// For handlers: returns the mapped error.
-#define REPLY_IF_ERROR(expr)                                            \
-  do {                                                                  \
-    const absl::Status reply_status = (expr);                           \
-    if (!reply_status.ok()) return bulkhead::rpc::ToGrpc(reply_status); \
-  } while (false)
-#define ASSIGN_OR_REPLY(lhs, expr) \
-  ASSIGN_OR_REPLY_(BULKHEAD_CONCAT(reply_or_, __LINE__), lhs, expr)
-#define ASSIGN_OR_REPLY_(tmp, lhs, expr)                     \
-  auto tmp = (expr);                                         \
-  if (!tmp.ok()) return bulkhead::rpc::ToGrpc(tmp.status()); \
-  lhs = std::move(tmp).value()
 
 namespace bulkhead::metadata {
 namespace {

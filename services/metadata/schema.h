@@ -18,6 +18,8 @@
 //   g    ns, ref                      IngestRecord
 //   s    ns, snapshotter, key         SnapshotRecord
 //   k    ns, snapshotter, parent, key empty: children of a snapshot
+//   w    snapshotter, backend key, ns, key
+//                                     empty: which snapshot names a backend key
 //
 // The key of an object of the kinds i c x b g s is also its name in garbage
 // collection.
@@ -48,6 +50,7 @@ inline constexpr char kBlob = 'b';
 inline constexpr char kIngest = 'g';
 inline constexpr char kSnapshot = 's';
 inline constexpr char kSnapshotChild = 'k';
+inline constexpr char kSnapshotBackend = 'w';
 }  // namespace kind
 
 // Longest component: names, keys, refs.

@@ -1,0 +1,95 @@
+// Snapshots as clients see them: per namespace, labelled, leased, over backends
+// that hold wrapped keys, <namespace>/<number>/<key> (facts/core.md section
+// 11). A record is written after the backend has the snapshot, under the lock
+// of its backend key, which the sweep takes too; a removal takes the record
+// away and leaves the backend to the sweep.
+#ifndef BULKHEAD_SERVICES_METADATA_SNAPSHOTS_H_
+#define BULKHEAD_SERVICES_METADATA_SNAPSHOTS_H_
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lib/filters/filters.h"
+#include "services/metadata/records.pb.h"
+#include "services/metadata/snapshot_backend.h"
+#include "services/metadata/store.h"
+
+namespace bulkhead::metadata {
+
+// Adds the deletion of a snapshot's record and index entries.
+void DeleteSnapshotRecord(const std::string& ns, const std::string& snapshotter,
+                          const std::string& key, const SnapshotRecord& record,
+                          const std::function<void(std::string)>& drop);
+
+struct SnapshotCall {
+  std::string ns;
+  std::string lease;
+  std::string snapshotter;
+};
+
+// Thread-safe; borrows the store. Errors carry containerd's texts; an empty or
+// unknown snapshotter is kInvalidArgument.
+class Snapshots {
+ public:
+  using Backends = std::map<std::string, std::unique_ptr<SnapshotBackend>>;
+
+  Snapshots(Store& store, Backends backends)
+      : store_(store), backends_(std::move(backends)) {}
+
+  // Prepare, or View. Errors: kAlreadyExists: the key, or what its label
+  //   snapshot.ref names, is there (and joined the lease). kNotFound: no such
+  //   parent, or lease. kInvalidArgument: the parent is not committed.
+  absl::StatusOr<Mounts> Prepare(const SnapshotCall& call, bool view,
+                                 const std::string& key,
+                                 const std::string& parent,
+                                 const LabelMap& labels);
+  absl::StatusOr<Mounts> MountsOf(const SnapshotCall& call,
+                                  const std::string& key);
+  absl::Status Commit(const SnapshotCall& call, const std::string& name,
+                      const std::string& key, const std::string& parent,
+                      const LabelMap& labels);
+  absl::Status Remove(const SnapshotCall& call, const std::string& key);
+  absl::StatusOr<snapshots_v1::Info> Stat(const SnapshotCall& call,
+                                          const std::string& key);
+  absl::StatusOr<snapshots_v1::Info> Update(
+      const SnapshotCall& call, const snapshots_v1::Info& wanted,
+      const std::vector<std::string>& mask);
+  absl::Status List(const SnapshotCall& call, const filters::Filter& filter,
+                    const std::function<bool(snapshots_v1::Info&)>& visitor);
+  absl::StatusOr<snapshots_v1::UsageResponse> Usage(const SnapshotCall& call,
+                                                    const std::string& key);
+
+  std::vector<std::string> names() const;
+  // Removes what no record names from a backend, children first. Goes on past
+  // failures; the first error, if any, at the end.
+  absl::Status SweepBackend(const std::string& snapshotter);
+
+ private:
+  absl::StatusOr<SnapshotBackend*> Backend(const SnapshotCall& call) const;
+  absl::StatusOr<SnapshotRecord> Find(const SnapshotCall& call,
+                                      const std::string& key) const;
+  // If `name` exists: adds it to the lease and returns kAlreadyExists with
+  // `what` in front of its name.
+  absl::Status CheckAbsent(const SnapshotCall& call, const std::string& name,
+                           const char* what);
+  absl::Status AdoptRemote(const SnapshotCall& call, SnapshotBackend* backend,
+                           const std::string& target, const std::string& parent,
+                           const std::string& backend_parent,
+                           const LabelMap& labels);
+  // Writes the record of a new snapshot, its index entries and its lease
+  // entry, in `txn`, which holds the locks of `key`, `parent` and the lease.
+  absl::Status PutNew(Txn& txn, const SnapshotCall& call,
+                      const std::string& key, const SnapshotRecord& record,
+                      const std::string& backend_parent);
+
+  Store& store_;
+  const Backends backends_;
+  KeyedLocks backend_keys_;
+};
+
+}  // namespace bulkhead::metadata
+
+#endif  // BULKHEAD_SERVICES_METADATA_SNAPSHOTS_H_
