@@ -108,9 +108,13 @@ class Extractor {
     return absl::OkStatus();
   }
 
+  // Its directories too: they hold something of this layer.
   void Unpacked(const std::string& clean) {
-    if (!options_.overlay_whiteouts) {
-      unpacked_.insert(absl::HashOf(clean, salt_));
+    if (options_.overlay_whiteouts) return;
+    std::string path = clean;
+    while (!path.empty() &&
+           unpacked_.insert(absl::HashOf(path, salt_)).second) {
+      path = SplitName(path).first;
     }
   }
   bool WasUnpacked(const std::string& clean) const {
@@ -399,7 +403,13 @@ class Extractor {
     const auto [target_dir, target_base] = SplitName(target);
     // The next lookup may drop `parent` from the cache.
     ASSIGN_OR_RETURN(const os::UniqueFd own, os::Dup(parent));
-    ASSIGN_OR_RETURN(const int from, root_->ExistingDir(target_dir));
+    const absl::StatusOr<int> dir = root_->ExistingDir(target_dir);
+    if (!dir.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("hard link to ", target.substr(0, 256), ": ",
+                       MessageOf(dir.status())));
+    }
+    const int from = *dir;
     if (::linkat(from, target_base.c_str(), own.get(), base.c_str(), 0) != 0) {
       if (errno == ENOENT) {
         return absl::InvalidArgumentError(absl::StrCat(

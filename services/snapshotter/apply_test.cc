@@ -1,0 +1,479 @@
+// Layers good and hostile, unpacked. Needs root: owners, devices, trusted.*.
+#include "services/snapshotter/apply.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "lib/digest/digest.h"
+#include "lib/testing/temp_dir.h"
+
+namespace bulkhead::snapshotter {
+namespace {
+
+using ::bulkhead::testing::RandomBytes;
+using ::bulkhead::testing::ReadFileOrDie;
+using ::bulkhead::testing::TempDir;
+using ::bulkhead::testing::WriteFileOrDie;
+
+constexpr char kTar[] = "application/vnd.oci.image.layer.v1.tar";
+constexpr char kGzip[] = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+// One ustar header and its data, padded.
+struct Item {
+  std::string name;
+  char type = '0';
+  std::string data = "";
+  std::string link = "";
+  int mode = 0644;
+  int uid = 0;
+  int major = 0;
+  int minor = 0;
+};
+
+void Octal(char* field, int digits, uint64_t value) {
+  for (int i = digits - 1; i >= 0; --i, value >>= 3) field[i] = '0' + value % 8;
+}
+
+std::string Encode(const Item& item) {
+  char h[512] = {};
+  std::memcpy(h, item.name.data(), std::min<size_t>(item.name.size(), 100));
+  Octal(h + 100, 7, item.mode);
+  Octal(h + 108, 7, item.uid);
+  Octal(h + 116, 7, item.uid);
+  Octal(h + 124, 11, item.data.size());
+  Octal(h + 136, 11, 1000000000);
+  h[156] = item.type;
+  std::memcpy(h + 157, item.link.data(),
+              std::min<size_t>(item.link.size(), 100));
+  std::memcpy(h + 257,
+              "ustar\0"
+              "00",
+              8);
+  Octal(h + 329, 7, item.major);
+  Octal(h + 337, 7, item.minor);
+  std::memset(h + 148, ' ', 8);
+  unsigned sum = 0;
+  for (const char c : h) sum += static_cast<unsigned char>(c);
+  Octal(h + 148, 6, sum);
+  h[154] = '\0';
+  std::string out(h, sizeof(h));
+  out += item.data;
+  out.append((512 - item.data.size() % 512) % 512, '\0');
+  return out;
+}
+
+std::string Tar(const std::vector<Item>& items) {
+  std::string out;
+  for (const Item& item : items) out += Encode(item);
+  return out + std::string(1024, '\0');
+}
+
+std::string PaxRecord(const std::string& key, const std::string& value) {
+  const size_t rest = key.size() + value.size() + 3;
+  size_t size = rest + 1;
+  while (std::to_string(size).size() + rest != size) ++size;
+  return absl::StrCat(size, " ", key, "=", value, "\n");
+}
+
+class StringSource : public LayerSource {
+ public:
+  explicit StringSource(std::string data) : data_(std::move(data)) {}
+  absl::StatusOr<size_t> Read(char* out, size_t size_bytes) override {
+    const size_t n = std::min(size_bytes, data_.size() - at_);
+    std::memcpy(out, data_.data() + at_, n);
+    at_ += n;
+    return n;
+  }
+
+ private:
+  const std::string data_;
+  size_t at_ = 0;
+};
+
+class ApplyTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+    ::umask(0);
+    Run(absl::StrCat("mkdir -p -m 0755 ", root_, " ", dir_.Path("outside")));
+    WriteFileOrDie(dir_.Path("outside/secret"), "secret");
+  }
+
+  static int Run(const std::string& command) {
+    return std::system(command.c_str());
+  }
+  std::vector<os::MountSpec> Bind() const {
+    return {{"bind", root_, "", {"rw", "rbind"}}};
+  }
+  absl::StatusOr<Unpacked> Apply(const std::string& layer,
+                                 const char* type = kTar,
+                                 bool parallel = false) {
+    StringSource source(layer);
+    return ApplyLayer(Bind(), source, type, parallel, limits_);
+  }
+  std::string Path(const std::string& name) const { return root_ + "/" + name; }
+  struct stat Stat(const std::string& name) const {
+    struct stat st {};
+    EXPECT_EQ(::lstat(Path(name).c_str(), &st), 0) << name;
+    return st;
+  }
+  bool Exists(const std::string& name) const {
+    struct stat st;
+    return ::lstat(Path(name).c_str(), &st) == 0;
+  }
+  // Whatever a layer did, this must hold.
+  void ExpectOutsideUntouched() const {
+    EXPECT_EQ(ReadFileOrDie(dir_.Path("outside/secret")), "secret");
+    EXPECT_EQ(Run(absl::StrCat("test $(ls -A ", dir_.Path("outside"),
+                               " | wc -l) = 1")),
+              0);
+    EXPECT_NE(::access("/tmp/bh-escaped", F_OK), 0);
+  }
+
+  TempDir dir_;
+  const std::string root_ = dir_.Path("root");
+  ApplyLimits limits_{.temp_dir = dir_.Path("tmp")};
+};
+
+TEST_F(ApplyTest, GnuTarsTreeComesOutTheSame) {
+  const std::string src = dir_.Path("src");
+  ASSERT_EQ(
+      Run("set -e; mkdir " + src + "; cd " + src +
+          "; mkdir -p a/b/c empty; echo hi > a/f; ln a/f a/hard; ln -s f a/sym;"
+          "ln -s /etc/passwd a/abs; mkfifo a/fifo; mknod a/chr c 1 3;"
+          "mknod a/blk b 7 9; chown 12:34 a/f a/sym; chmod 4755 a/f;"
+          "mkdir -m 3777 sticky; setfattr -n user.k -v value a/b "
+          "2>/dev/null||:;"
+          "n=$(printf 'x%.0s' $(seq 200)); mkdir -p long/$n/$n;"
+          "echo deep > long/$n/$n/$n; ln -s $n/$n long/l; truncate -s 3M sp;"
+          "printf end >> sp; head -c 700000 /dev/urandom > big;"
+          "touch -d '2001-02-03 04:05:06.123456789' a/f a/b/c;"
+          "touch -h -d 2002-03-04 a/sym; touch -d '1960-01-01' old"),
+      0);
+  for (const char* format :
+       {"gnu", "posix", "posix --sparse", "gnu --sparse"}) {
+    const std::string out = dir_.Path("layer.tar");
+    const bool old_sparse = std::string(format) == "gnu --sparse";
+    ASSERT_EQ(Run(absl::StrCat("tar ", format[0] == 'p' ? "--xattrs" : "",
+                               " --format=", format, " -C ", src, " -cf ", out,
+                               " .")),
+              0);
+    ASSERT_EQ(Run("rm -rf " + root_ + "; mkdir " + root_), 0);
+    const std::string bytes = ReadFileOrDie(out);
+    const absl::StatusOr<Unpacked> result = Apply(bytes);
+    if (old_sparse) {  // Only PAX carries sparse files in layers.
+      EXPECT_TRUE(absl::IsInvalidArgument(result.status()));
+      continue;
+    }
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->diff_id, Digest::Of(bytes).str());
+    EXPECT_EQ(result->size_bytes, static_cast<int64_t>(bytes.size()));
+    // Every attribute of every entry, times to the nanosecond for PAX; "old"
+    // is clamped to 1970.
+    const std::string list = absl::StrCat(
+        "find . -mindepth 1 ! -name old ! -type d -printf "
+        "'%P %y %m %U %G %s %l %n ",
+        format[0] == 'p' ? "%T@" : "%Ts",
+        "\\n' -o -mindepth 1 -type d -printf '%P %y %m %U %G ",
+        format[0] == 'p' ? "%T@" : "%Ts",
+        "\\n' | sed 's/0000000000$//' | sort");
+    EXPECT_EQ(Run(absl::StrCat("(cd ", src, " && ", list, ") > ",
+                               dir_.Path("want"), "; (cd ", root_, " && ", list,
+                               ") > ", dir_.Path("got"), "; diff ",
+                               dir_.Path("want"), " ", dir_.Path("got"))),
+              0);
+    EXPECT_EQ(Run(absl::StrCat("diff -r --no-dereference --exclude=fifo "
+                               "--exclude=chr --exclude=blk ",
+                               src, " ", root_)),
+              0);
+    EXPECT_EQ(Stat("a/f").st_ino, Stat("a/hard").st_ino);
+    EXPECT_EQ(Stat("a/chr").st_rdev, makedev(1, 3));
+    EXPECT_EQ(Stat("a/blk").st_rdev, makedev(7, 9));
+    EXPECT_EQ(Stat("old").st_mtim.tv_sec, 0);
+    if (std::string(format) == "posix --sparse") {
+      EXPECT_LT(Stat("sp").st_blocks * 512, 1 << 20);
+    }
+  }
+}
+
+TEST_F(ApplyTest, CompressionIsSniffedAndMayHaveSeveralParts) {
+  const std::string data = RandomBytes(1 << 20);
+  const std::string tar = Tar({{"f", '0', data}});
+  WriteFileOrDie(dir_.Path("1"), tar.substr(0, 300000));
+  WriteFileOrDie(dir_.Path("2"), tar.substr(300000));
+  const std::string digest = Digest::Of(tar).str();
+  for (const char* tool : {"gzip -1", "gzip -9", "zstd -q", "cat"}) {
+    ASSERT_EQ(Run(absl::StrCat("cd ", dir_.path(), "; (", tool, " < 1; ", tool,
+                               " < 2) > packed")),
+              0);
+    // The type may lie: the bytes tell.
+    const auto result = Apply(ReadFileOrDie(dir_.Path("packed")), kGzip);
+    ASSERT_TRUE(result.ok()) << tool << ": " << result.status();
+    EXPECT_EQ(result->diff_id, digest) << tool;
+    EXPECT_EQ(ReadFileOrDie(Path("f")), data) << tool;
+  }
+  // Every cut of a compressed layer is an error, so is junk after it.
+  ASSERT_EQ(Run(absl::StrCat("cd ", dir_.path(), "; gzip < 1 > cut")), 0);
+  const std::string packed = ReadFileOrDie(dir_.Path("cut"));
+  for (const size_t cut : {size_t{5}, packed.size() / 2, packed.size() - 3}) {
+    EXPECT_TRUE(
+        absl::IsInvalidArgument(Apply(packed.substr(0, cut), kGzip).status()))
+        << cut;
+  }
+  ASSERT_EQ(Run(absl::StrCat("cd ", dir_.path(), "; cat 1 2 | gzip > whole")),
+            0);
+  const std::string whole = ReadFileOrDie(dir_.Path("whole"));
+  EXPECT_FALSE(Apply(whole + "junk!", kGzip).ok());
+  EXPECT_TRUE(Apply(whole + std::string(700, '\0'), kGzip).ok());
+  std::string flipped = whole;
+  flipped[flipped.size() - 6] ^= 1;  // In the CRC.
+  EXPECT_FALSE(Apply(flipped, kGzip).ok());
+  EXPECT_TRUE(absl::IsUnimplemented(Apply(tar, "text/plain").status()));
+}
+
+TEST_F(ApplyTest, AnEmptyStreamIsAnEmptyLayer) {
+  const auto result = Apply("");
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->diff_id, Digest::Of("").str());
+}
+
+TEST_F(ApplyTest, TrailingBytesCountForTheDiffId) {
+  const std::string tar = Tar({{"f"}}) + std::string(5000, 'x');
+  const auto result = Apply(tar);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->diff_id, Digest::Of(tar).str());
+}
+
+TEST_F(ApplyTest, EveryTruncationIsAnError) {
+  const std::string tar = Tar({{"d/", '5', "", "", 0755}, {"f", '0', "data"}});
+  for (size_t cut = 1; cut < tar.size() - 1024; cut += 100) {
+    if (cut % 512 == 0) continue;
+    EXPECT_FALSE(Apply(tar.substr(0, cut)).ok()) << cut;
+  }
+}
+
+TEST_F(ApplyTest, NothingLeavesTheRoot) {
+  const std::string outside = dir_.Path("outside");
+  const std::vector<std::vector<Item>> hostile = {
+      {{"../outside/x", '0', "x"}},
+      {{"a/../../outside/x", '0', "x"}},
+      {{"../outside/.wh.secret"}},
+      {{".wh..", '0'}},
+      {{".wh...", '0'}},
+      {{".wh.", '0'}},
+      {{"d/", '5', "", "", 0755}, {"d/.wh..", '0'}},
+      {{"h", '1', "", "../outside/secret"}, {"h", '0', "x"}},
+      {{"c", '3', "", "", 0666, 0, 4096, 0}},
+      {{"v", 'V', ""}},
+  };
+  for (const auto& items : hostile) {
+    const auto result = Apply(Tar(items));
+    EXPECT_TRUE(absl::IsInvalidArgument(result.status()))
+        << items[0].name << ": " << result.status();
+    ExpectOutsideUntouched();
+  }
+  // Confined instead: the symlink is kept as it is, what goes through it
+  // stays in the root.
+  const std::vector<std::vector<Item>> confined = {
+      {{"l", '2', "", outside}, {"l/x", '0', "x"}},
+      {{"m", '2', "", "../../../../" + outside.substr(1)}, {"m/x", '0', "x"}},
+      {{"n", '2', "", outside}, {"n/.wh.secret"}, {"n/.wh..wh..opq"}},
+      {{"o", '2', "", outside + "/secret"}, {"o", '0', "x"}},
+      {{"p", '2', "", outside + "/secret"},
+       {"q", '1', "", "p"},
+       {"q", '0', "x"}},
+      {{"/tmp/bh-escaped", '0', "x"}},
+      {{"r", '2', "", "/proc/self/root" + outside}, {"r/x", '0', "x"}},
+      {{"s/", '5', "", "", 0755},
+       {"s", '2', "", outside},
+       {"s/x", '0', "x"},
+       {"s", '5', "", "", 0777}},
+  };
+  for (const auto& items : confined) {
+    (void)Apply(Tar(items));  // May refuse.
+    ExpectOutsideUntouched();
+  }
+  EXPECT_TRUE(Exists("tmp/bh-escaped"));
+  struct stat st;
+  ASSERT_EQ(::stat(outside.c_str(), &st), 0);
+  EXPECT_NE(st.st_mode & 07777, 0777u);
+}
+
+TEST_F(ApplyTest, HardLinkThroughASymlinkedParentStaysInside) {
+  const auto result = Apply(
+      Tar({{"l", '2', "", dir_.Path("outside")}, {"h", '1', "", "l/secret"}}));
+  EXPECT_TRUE(absl::IsInvalidArgument(result.status())) << result.status();
+  struct stat st;
+  ASSERT_EQ(::stat(dir_.Path("outside/secret").c_str(), &st), 0);
+  EXPECT_EQ(st.st_nlink, 1u);
+}
+
+TEST_F(ApplyTest, WhiteoutsDeleteForReal) {
+  ASSERT_TRUE(Apply(Tar({{"d/", '5', "", "", 0755},
+                         {"d/old", '0', "1"},
+                         {"d/sub/", '5', "", "", 0755},
+                         {"d/sub/x", '0', "1"},
+                         {"gone/", '5', "", "", 0755},
+                         {"gone/y", '0', "1"}}))
+                  .ok());
+  ASSERT_TRUE(Apply(Tar({{".wh.gone"},
+                         {"d/new", '0', "2"},
+                         {"d/sub/z", '0', "2"},
+                         {"d/.wh..wh..opq"},
+                         {".wh..wh.plnk/1", '0', "aufs"},
+                         {".wh.absent"}}))
+                  .ok());
+  EXPECT_FALSE(Exists("gone"));
+  EXPECT_FALSE(Exists("d/old"));
+  EXPECT_FALSE(Exists("d/sub/x"));
+  EXPECT_FALSE(Exists(".wh..wh.plnk"));
+  EXPECT_TRUE(Exists("d/new"));
+  EXPECT_TRUE(Exists("d/sub/z"));
+}
+
+TEST_F(ApplyTest, OverlayKeepsWhiteoutsInItsOwnForm) {
+  const auto result = Apply(Tar({{".wh.f", '0', "", "", 0644, 77},
+                                 {"d/.wh..wh..opq"},
+                                 {".wh.n"},
+                                 {"n/", '5', "", "", 0755}}),
+                            kTar, true);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_TRUE(S_ISCHR(Stat("f").st_mode));
+  EXPECT_EQ(Stat("f").st_rdev, 0u);
+  EXPECT_EQ(Stat("f").st_uid, 77u);
+  char value[4] = {};
+  for (const char* dir : {"d", "n"}) {
+    EXPECT_EQ(::getxattr(Path(dir).c_str(), "trusted.overlay.opaque", value, 4),
+              1);
+    EXPECT_EQ(value[0], 'y');
+  }
+  EXPECT_EQ(result->extracted.implicit_dirs, std::vector<std::string>{"d"});
+}
+
+TEST_F(ApplyTest, MissingParentsTakeAfterTheLowerLayers) {
+  const std::string lower = dir_.Path("lower");
+  ASSERT_EQ(Run(absl::StrCat("mkdir -p ", lower, "/v/w ", dir_.Path("work"),
+                             "; chmod 1777 ", lower, "/v; chown 5:6 ", lower,
+                             "/v/w; touch -d 2003-01-01 ", lower, "/v/w")),
+            0);
+  StringSource source(Tar({{"v/w/f", '0', "x"}, {"other/f", '0', "x"}}));
+  const auto result = ApplyLayer({{"overlay",
+                                   "overlay",
+                                   "",
+                                   {"workdir=" + dir_.Path("work"),
+                                    "upperdir=" + root_, "lowerdir=" + lower}}},
+                                 source, kTar, false, limits_);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(Stat("v").st_mode & 07777, 01777u);
+  EXPECT_EQ(Stat("v/w").st_uid, 5u);
+  EXPECT_EQ(Stat("v/w").st_gid, 6u);
+  struct stat st;
+  ASSERT_EQ(::stat((lower + "/v/w").c_str(), &st), 0);
+  EXPECT_EQ(Stat("v/w").st_mtim.tv_sec, st.st_mtim.tv_sec);
+  EXPECT_EQ(Stat("other").st_mode & 07777, 0755u);
+}
+
+TEST_F(ApplyTest, OtherMountsAreMountedForTheTime) {
+  ASSERT_EQ(Run(absl::StrCat("mkdir -p ", root_, "/sub ", root_, "/b")), 0);
+  StringSource source(Tar({{"f", '0', "x"}}));
+  const auto result = ApplyLayer({{"bind", root_ + "/sub", "", {"rw", "rbind"}},
+                                  {"bind", root_ + "/b", "", {"rw", "bind"}}},
+                                 source, kTar, false, limits_);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_TRUE(Exists("b/f"));
+  EXPECT_EQ(Run("grep -q " + dir_.path() + " /proc/self/mounts"), 256);
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(ApplyLayer({{"bind", root_, "", {"ro", "rbind"}}},
+                                         source, kTar, false, limits_)
+                                  .status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      ApplyLayer({}, source, kTar, false, limits_).status()));
+}
+
+TEST_F(ApplyTest, AttributesComeInTheRightOrder) {
+  const std::string pax =
+      PaxRecord("SCHILY.xattr.security.capability",
+                std::string("\1\0\0\2\0\4\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 20)) +
+      PaxRecord("SCHILY.xattr.trusted.overlay.opaque", "y") +
+      PaxRecord("mtime", "1234567890.987654321");
+  const auto result =
+      Apply(Tar({{"x", 'x', pax}, {"f", '0', "x", "", 06755, 42}}));
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(Stat("f").st_mode & 07777, 06755u);  // chown would clear these.
+  EXPECT_EQ(Stat("f").st_mtim.tv_nsec, 987654321);
+  char value[64];
+  EXPECT_EQ(::getxattr(Path("f").c_str(), "security.capability", value, 64),
+            20);
+  EXPECT_LT(::getxattr(Path("f").c_str(), "trusted.overlay.opaque", value, 64),
+            0);
+}
+
+TEST_F(ApplyTest, LimitsAreNamed) {
+  auto expect_limit = [&](const std::string& layer, const std::string& word) {
+    const absl::Status status = Apply(layer).status();
+    EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+    EXPECT_NE(status.ToString().find(word), std::string::npos) << status;
+  };
+  limits_.layer_entries_max = 2;
+  expect_limit(Tar({{"1"}, {"2"}, {"3"}}), "layer_entries_max");
+  limits_.layer_entries_max = 100;
+  limits_.layer_bytes_max = 1000;
+  expect_limit(Tar({{"1", '0', std::string(2000, 'x')}}), "layer_bytes_max");
+  // A sparse file of 1 EiB in a few bytes.
+  const std::string bomb = PaxRecord("GNU.sparse.major", "0") +
+                           PaxRecord("GNU.sparse.map", "0,0") +
+                           PaxRecord("GNU.sparse.size", "1000000000000000");
+  expect_limit(Tar({{"x", 'x', bomb}, {"1"}}), "layer_bytes_max");
+  limits_.layer_bytes_max = 1 << 20;
+  expect_limit(
+      Tar({{"x", 'x', PaxRecord("path", std::string(5000, 'p'))}, {"1"}}),
+      "name");
+  expect_limit(Tar({{"x", 'x', std::string((1 << 20) + 1, 'p')}}),
+               "extended header");
+}
+
+TEST_F(ApplyTest, AGrowingFileIsFollowedToItsEnd) {
+  const std::string data = RandomBytes(3 << 20);
+  const std::string tar = Tar({{"f", '0', data}});
+  os::UniqueFd fd(
+      ::open(dir_.Path("in").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  FdSource source(os::Dup(fd.get()).value(), 0, false);
+  absl::StatusOr<Unpacked> result = absl::UnknownError("");
+  std::thread applying(
+      [&] { result = ApplyLayer(Bind(), source, kGzip, false, limits_); });
+  for (size_t at = 0; at < tar.size();) {
+    const size_t n = std::min<size_t>(100000, tar.size() - at);
+    ASSERT_TRUE(os::PWriteFull(fd.get(), tar.data() + at, n, at).ok());
+    at += n;
+    ASSERT_TRUE(source.Advance(at).ok());
+  }
+  EXPECT_FALSE(source.Advance(1).ok());
+  ASSERT_TRUE(source.Finish(tar.size()).ok());
+  applying.join();
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->diff_id, Digest::Of(tar).str());
+  EXPECT_EQ(ReadFileOrDie(Path("f")), data);
+}
+
+TEST_F(ApplyTest, ABadStartEndsTheWaitForMore) {
+  os::UniqueFd fd(
+      ::open(dir_.Path("in").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  ASSERT_TRUE(
+      os::PWriteFull(fd.get(), std::string(1 << 20, 'x').data(), 1 << 20, 0)
+          .ok());
+  FdSource source(std::move(fd), 1 << 20, false);  // Never finished.
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      ApplyLayer(Bind(), source, kTar, false, limits_).status()));
+}
+
+}  // namespace
+}  // namespace bulkhead::snapshotter
