@@ -77,9 +77,8 @@ class StreamImpl : public Stream {
   void StartRead(const MessageLite& request) {
     const grpc::internal::RpcMethod method(
         method_name_.c_str(), grpc::internal::RpcMethod::SERVER_STREAMING);
-    reader_.reset(
-        grpc::internal::ClientReaderFactory<grpc::ByteBuffer>::Create(
-            channel_.get(), method, context_.get(), ToBuffer(request)));
+    reader_.reset(grpc::internal::ClientReaderFactory<grpc::ByteBuffer>::Create(
+        channel_.get(), method, context_.get(), ToBuffer(request)));
   }
 
   void StartBidi() {
@@ -93,8 +92,8 @@ class StreamImpl : public Stream {
 
   bool Read(MessageLite* message) override {
     grpc::ByteBuffer buffer;
-    const bool ok = both_ != nullptr ? both_->Read(&buffer)
-                                     : reader_->Read(&buffer);
+    const bool ok =
+        both_ != nullptr ? both_->Read(&buffer) : reader_->Read(&buffer);
     return ok && FromBuffer(buffer, message);
   }
   bool Write(const MessageLite& message) override {

@@ -195,14 +195,15 @@ void AddImageCommands(Command& root) {
       .Flag("--plain-http", &pull->plain_http, "Without TLS")
       .Option("--platform", &pull->platform, "Platform [this machine's]",
               "OS/ARCH[/VARIANT]")
-      .Option("-u,--user", &pull->user,
-              "Credentials [~/.docker/config.json]", "USER:PASSWORD")
+      .Option("-u,--user", &pull->user, "Credentials [~/.docker/config.json]",
+              "USER:PASSWORD")
       .Option("--snapshotter", &pull->snapshotter, "Snapshotter [overlayfs]")
       .Option("--hosts-dir", &pull->hosts_dir,
               "Folder with hosts.toml files [the server's]", "DIR")
       .Argument("IMAGE", &pull->reference, "Such as debian:12")
-      .Examples("  bulkhead pull debian:12\n"
-                "  bulkhead pull --plain-http localhost:5000/busybox")
+      .Examples(
+          "  bulkhead pull debian:12\n"
+          "  bulkhead pull --plain-http localhost:5000/busybox")
       .Does([pull](Session& session) { return Pull(session, *pull); });
 
   auto pushed = std::make_shared<std::string>();
@@ -224,8 +225,9 @@ void AddImageCommands(Command& root) {
       .Option("--snapshotter", &list->snapshotter, "Whose sizes [overlayfs]")
       .Argument("NAME", &list->wanted, "Only this one", false)
       .Complete(Completes::kImages)
-      .Examples("  bulkhead images\n"
-                "  bulkhead images --format '{{.Repository}}:{{.Tag}}'")
+      .Examples(
+          "  bulkhead images\n"
+          "  bulkhead images --format '{{.Repository}}:{{.Tag}}'")
       .Does([list](Session& session) { return Images(session, *list); });
 
   auto tag = std::make_shared<std::pair<std::string, std::string>>();

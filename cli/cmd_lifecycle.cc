@@ -30,8 +30,7 @@ int ForEach(Client& client, const Names& names,
   int code = kExitOk;
   for (const std::string& name : names) {
     const absl::StatusOr<ContainerRecord> record = FindContainer(client, name);
-    const absl::Status status =
-        record.ok() ? action(*record) : record.status();
+    const absl::Status status = record.ok() ? action(*record) : record.status();
     if (status.ok()) {
       std::printf("%s\n", name.c_str());
     } else {
@@ -132,13 +131,12 @@ void AddLifecycleCommands(Command& root) {
       .Examples("  bulkhead restart web")
       .Does([restart](Session& session) {
         Client& client = session.client();
-        return ForEach(
-            client, restart->names,
-            [&](const ContainerRecord& record) -> absl::Status {
-              RETURN_IF_ERROR(Stop(client, record, *restart));
-              RETURN_IF_ERROR(DeleteTask(client, record.id()));
-              return StartDetached(client, record);
-            });
+        return ForEach(client, restart->names,
+                       [&](const ContainerRecord& record) -> absl::Status {
+                         RETURN_IF_ERROR(Stop(client, record, *restart));
+                         RETURN_IF_ERROR(DeleteTask(client, record.id()));
+                         return StartDetached(client, record);
+                       });
       });
 
   auto kill = std::make_shared<StopOptions>();
@@ -173,8 +171,8 @@ void AddLifecycleCommands(Command& root) {
       {"unpause", "Let frozen containers go on"}};
   for (const auto& [name, summary] : pauses) {
     auto names = std::make_shared<Names>();
-    const std::string method = std::string(name) == "pause" ? "Pause" :
-                                                              "Resume";
+    const std::string method =
+        std::string(name) == "pause" ? "Pause" : "Resume";
     root.Sub(name, summary)
         .Arguments("CONTAINER", names.get(), "Names or ids")
         .Complete(Completes::kContainers)

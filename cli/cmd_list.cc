@@ -116,8 +116,8 @@ State StateOf(const ContainerRecord& record, const TaskRecord* task) {
     state.pid = 0;
     state.exit_code = task->exit_status();
     if (task->has_exited_at() && task->exited_at().seconds() > 0) {
-      state.exited_at = ToTime(task->exited_at().seconds(),
-                               task->exited_at().nanos());
+      state.exited_at =
+          ToTime(task->exited_at().seconds(), task->exited_at().nanos());
     }
     exited();
     return state;
@@ -163,7 +163,8 @@ bool Matches(const ContainerRecord& record, const State& state,
     } else if (key == "status") {
       ok = state.word == value;
     } else if (key == "ancestor") {
-      ok = record.image() == value || oci::FamiliarName(record.image()) == value;
+      ok =
+          record.image() == value || oci::FamiliarName(record.image()) == value;
     } else if (key == "label") {
       const auto [name, wanted] = SplitPair(value);
       ok = record.labels().contains(name) &&
@@ -179,10 +180,10 @@ int Ps(Session& session, const PsOptions& options) {
     const std::string key = SplitPair(filter).first;
     if (key != "name" && key != "id" && key != "status" && key != "ancestor" &&
         key != "label") {
-      return Report(absl::InvalidArgumentError(absl::StrCat(
-                        "--filter '", filter,
-                        "': name, id, status, ancestor or label")),
-                    kExitUsage);
+      return Report(
+          absl::InvalidArgumentError(absl::StrCat(
+              "--filter '", filter, "': name, id, status, ancestor or label")),
+          kExitUsage);
     }
   }
   Client& client = session.client();
@@ -191,13 +192,12 @@ int Ps(Session& session, const PsOptions& options) {
   if (!tasks.ok()) return Report(tasks.status());
   absl::StatusOr<std::vector<ContainerRecord>> all = ListContainers(client);
   if (!all.ok()) return Report(all.status());
-  std::sort(all->begin(), all->end(),
-            [](const ContainerRecord& a, const ContainerRecord& b) {
-              return std::pair(a.created_at().seconds(),
-                               a.created_at().nanos()) >
-                     std::pair(b.created_at().seconds(),
-                               b.created_at().nanos());
-            });
+  std::sort(
+      all->begin(), all->end(),
+      [](const ContainerRecord& a, const ContainerRecord& b) {
+        return std::pair(a.created_at().seconds(), a.created_at().nanos()) >
+               std::pair(b.created_at().seconds(), b.created_at().nanos());
+      });
   if (options.latest && all->size() > 1) all->resize(1);
   Listing listing({{"CONTAINER ID", "ID"},
                    {"IMAGE", "Image"},
@@ -217,13 +217,12 @@ int Ps(Session& session, const PsOptions& options) {
         StateOf(record, task == tasks->end() ? nullptr : &task->second);
     const bool alive = state.word == "running" || state.word == "paused";
     // A status that was asked for is shown without -a.
-    const bool wanted = options.all || options.latest ||
-                        std::any_of(options.filters.begin(),
-                                    options.filters.end(),
-                                    [](const std::string& filter) {
-                                      return absl::StartsWith(filter,
-                                                              "status=");
-                                    });
+    const bool wanted =
+        options.all || options.latest ||
+        std::any_of(options.filters.begin(), options.filters.end(),
+                    [](const std::string& filter) {
+                      return absl::StartsWith(filter, "status=");
+                    });
     if (!alive && !wanted) continue;
     if (!Matches(record, state, options.filters)) continue;
     const std::string id =
@@ -271,30 +270,28 @@ absl::StatusOr<json> InspectContainer(Client& client,
   for (const auto& [key, value] : record.labels()) labels[key] = value;
   const std::string path = args.empty() ? "" : args[0];
   if (!args.empty()) args.erase(args.begin());
-  return json{
-      {"Id", record.id()},
-      {"Name", NameOf(record)},
-      {"Created",
-       TimeText(ToTime(record.created_at().seconds(),
-                       record.created_at().nanos()))},
-      {"Path", path},
-      {"Args", args},
-      {"State",
-       {{"Status", state.word},
-        {"Running", state.word == "running" || state.word == "paused"},
-        {"Paused", state.word == "paused"},
-        {"Pid", state.pid},
-        {"ExitCode", state.exit_code},
-        {"StartedAt", TimeText(state.started_at)},
-        {"FinishedAt", TimeText(state.exited_at)}}},
-      {"Image", record.image()},
-      {"LogPath", LabelOf(record, kLabelLogPath)},
-      {"Runtime", record.runtime().name()},
-      {"Snapshotter", record.snapshotter()},
-      {"SnapshotKey", record.snapshot_key()},
-      {"NetworkMode", LabelOf(record, kLabelNetwork)},
-      {"Labels", labels},
-      {"Spec", spec}};
+  return json{{"Id", record.id()},
+              {"Name", NameOf(record)},
+              {"Created", TimeText(ToTime(record.created_at().seconds(),
+                                          record.created_at().nanos()))},
+              {"Path", path},
+              {"Args", args},
+              {"State",
+               {{"Status", state.word},
+                {"Running", state.word == "running" || state.word == "paused"},
+                {"Paused", state.word == "paused"},
+                {"Pid", state.pid},
+                {"ExitCode", state.exit_code},
+                {"StartedAt", TimeText(state.started_at)},
+                {"FinishedAt", TimeText(state.exited_at)}}},
+              {"Image", record.image()},
+              {"LogPath", LabelOf(record, kLabelLogPath)},
+              {"Runtime", record.runtime().name()},
+              {"Snapshotter", record.snapshotter()},
+              {"SnapshotKey", record.snapshot_key()},
+              {"NetworkMode", LabelOf(record, kLabelNetwork)},
+              {"Labels", labels},
+              {"Spec", spec}};
 }
 
 absl::StatusOr<json> InspectImage(Client& client, const ImageRecord& record) {
@@ -387,10 +384,10 @@ int Inspect(Session& session, const std::vector<std::string>& names,
     }
   }
   if (format.empty() || format == "json") {
-    std::printf("%s\n",
-                found.dump(format.empty() ? 4 : -1, ' ', false,
-                           json::error_handler_t::replace)
-                    .c_str());
+    std::printf("%s\n", found
+                            .dump(format.empty() ? 4 : -1, ' ', false,
+                                  json::error_handler_t::replace)
+                            .c_str());
   } else {
     for (const json& document : found) {
       std::printf("%s\n", RenderDocument(format, document).c_str());
@@ -427,9 +424,8 @@ int Logs(Session& session, const LogsOptions& options) {
     return Report(absl::InvalidArgumentError("--tail: a number or 'all'"),
                   kExitUsage);
   }
-  for (const auto& [text, when] :
-       {std::pair(options.since, &print.since),
-        std::pair(options.until, &print.until)}) {
+  for (const auto& [text, when] : {std::pair(options.since, &print.since),
+                                   std::pair(options.until, &print.until)}) {
     if (text.empty()) continue;
     const absl::StatusOr<absl::Time> parsed = ParseWhen(text, absl::Now());
     if (!parsed.ok()) return Report(parsed.status(), kExitUsage);
@@ -472,8 +468,9 @@ void AddListCommands(Command& root) {
       .Option("-f,--filter", &ps->filters,
               "name, id, status, ancestor or label", "KEY=VALUE")
       .Option("--format", &ps->format, "json, or a template", "FORMAT")
-      .Examples("  bulkhead ps -a\n"
-                "  bulkhead ps --format '{{.Names}}: {{.Status}}'")
+      .Examples(
+          "  bulkhead ps -a\n"
+          "  bulkhead ps --format '{{.Names}}: {{.Status}}'")
       .Does([ps](Session& session) { return Ps(session, *ps); });
 
   auto inspected =
@@ -483,8 +480,9 @@ void AddListCommands(Command& root) {
               "FORMAT")
       .Arguments("NAME", &inspected->first, "Containers or images")
       .Complete(Completes::kContainers)
-      .Examples("  bulkhead inspect web\n"
-                "  bulkhead inspect -f '{{.State.Pid}}' web")
+      .Examples(
+          "  bulkhead inspect web\n"
+          "  bulkhead inspect -f '{{.State.Pid}}' web")
       .Does([inspected](Session& session) {
         return Inspect(session, inspected->first, inspected->second);
       });

@@ -129,8 +129,8 @@ absl::Status CreateTask(Client& client, const ContainerRecord& record,
   mounts_request.set_snapshotter(record.snapshotter());
   mounts_request.set_key(record.snapshot_key());
   containerd::services::snapshots::v1::MountsResponse mounts;
-  RETURN_IF_ERROR(client.Call(std::string(kSnapshots) + "Mounts",
-                              mounts_request, &mounts));
+  RETURN_IF_ERROR(
+      client.Call(std::string(kSnapshots) + "Mounts", mounts_request, &mounts));
   tasks::CreateTaskRequest request;
   request.set_container_id(record.id());
   *request.mutable_rootfs() = mounts.mounts();
@@ -159,9 +159,8 @@ absl::Status EndTask(Client& client, const ContainerRecord& record,
   const absl::Status labelled = SetLabels(
       client, record.id(),
       {{kLabelExitStatus, absl::StrCat(exit.status)},
-       {kLabelExitedAt,
-        absl::FormatTime(absl::RFC3339_full, exit.exited_at,
-                         absl::UTCTimeZone())}});
+       {kLabelExitedAt, absl::FormatTime(absl::RFC3339_full, exit.exited_at,
+                                         absl::UTCTimeZone())}});
   // Somebody removed the container meanwhile: nothing to remember.
   return absl::IsNotFound(labelled) ? absl::OkStatus() : labelled;
 }
@@ -186,8 +185,8 @@ int RunForeground(Client& client, const ContainerRecord& record,
   if (!folder.ok()) {
     fifos = folder.status();
   } else {
-    fifos = Fifos::Create(*folder, "init",
-                          {options.interactive, true, !terminal});
+    fifos =
+        Fifos::Create(*folder, "init", {options.interactive, true, !terminal});
   }
   if (!fifos.ok()) {
     cleanup();
@@ -224,8 +223,8 @@ int RunForeground(Client& client, const ContainerRecord& record,
       (void)DeleteTask(client, record.id());
     }
     cleanup();
-    return Report(result.status(), started ? kExitRunFailed
-                                           : StartFailureCode(result.status()));
+    return Report(result.status(),
+                  started ? kExitRunFailed : StartFailureCode(result.status()));
   }
   if (result->detached) {
     (*fifos)->Keep();  // For `attach`.
@@ -245,8 +244,8 @@ absl::Status SpawnRemover(Client& client, const std::string& id) {
   char address_flag[] = "--address";
   char ns_flag[] = "--namespace";
   char command[] = "__autoremove";
-  char* argv[] = {arg0,    address_flag, address.data(), ns_flag,
-                  ns.data(), command,    name.data(),    nullptr};
+  char* argv[] = {arg0,      address_flag, address.data(), ns_flag,
+                  ns.data(), command,      name.data(),    nullptr};
   posix_spawnattr_t attributes;
   posix_spawn_file_actions_t actions;
   ::posix_spawnattr_init(&attributes);
@@ -275,8 +274,8 @@ absl::Status StartDetached(Client& client, const ContainerRecord& record) {
   if (LabelOf(record, kLabelOpenStdin) == "true") {
     // Stays for `attach`; the shim keeps it open.
     ASSIGN_OR_RETURN(const std::string folder, FifoDir(client, record.id()));
-    ASSIGN_OR_RETURN(fifos, Fifos::Create(folder, "init", {true, false,
-                                                          false}));
+    ASSIGN_OR_RETURN(fifos,
+                     Fifos::Create(folder, "init", {true, false, false}));
   }
   const TaskStreams streams =
       ChooseStreams(record, fifos.get(), terminal, true);
@@ -443,8 +442,8 @@ absl::StatusOr<json> ExecProcess(Client& client, const ContainerRecord& record,
     if (process.contains("capabilities") &&
         process["capabilities"].is_object()) {
       json& capabilities = process["capabilities"];
-      const json held = user.uid == 0 ? capabilities["bounding"]
-                                      : json(json::array());
+      const json held =
+          user.uid == 0 ? capabilities["bounding"] : json(json::array());
       capabilities["effective"] = held;
       capabilities["permitted"] = held;
     }
@@ -470,18 +469,19 @@ int Exec(Session& session, ExecOptions& options) {
       GetTask(client, record->id());
   if (!task.ok()) return Report(task.status());
   if (!task->has_value() || !IsAlive(**task)) {
-    return Report(absl::FailedPreconditionError(absl::StrCat(
-        "container ", NameOf(*record), " is not running — start it with "
-        "`bulkhead start ", NameOf(*record), "`")));
-  }
-  if ((*task)->status() == containerd::v1::types::PAUSED) {
     return Report(absl::FailedPreconditionError(
         absl::StrCat("container ", NameOf(*record),
-                     " is paused — `bulkhead unpause ", NameOf(*record),
-                     "` first")));
+                     " is not running — start it with "
+                     "`bulkhead start ",
+                     NameOf(*record), "`")));
   }
-  const absl::StatusOr<json> process = ExecProcess(
-      client, *record, options, static_cast<pid_t>((*task)->pid()));
+  if ((*task)->status() == containerd::v1::types::PAUSED) {
+    return Report(absl::FailedPreconditionError(absl::StrCat(
+        "container ", NameOf(*record), " is paused — `bulkhead unpause ",
+        NameOf(*record), "` first")));
+  }
+  const absl::StatusOr<json> process =
+      ExecProcess(client, *record, options, static_cast<pid_t>((*task)->pid()));
   if (!process.ok()) return Report(process.status(), kExitNotExecutable);
 
   const std::string exec_id = NewId().substr(0, 32);
@@ -489,9 +489,9 @@ int Exec(Session& session, ExecOptions& options) {
   if (!options.detach) {
     const absl::StatusOr<std::string> folder = FifoDir(client, record->id());
     if (!folder.ok()) return Report(folder.status());
-    absl::StatusOr<std::unique_ptr<Fifos>> made = Fifos::Create(
-        *folder, exec_id.substr(0, 12),
-        {options.interactive, true, !options.tty});
+    absl::StatusOr<std::unique_ptr<Fifos>> made =
+        Fifos::Create(*folder, exec_id.substr(0, 12),
+                      {options.interactive, true, !options.tty});
     if (!made.ok()) return Report(made.status());
     fifos = *std::move(made);
   }
@@ -564,8 +564,8 @@ int Start(Session& session, StartOptions& options) {
   const bool foreground = options.attach || options.interactive;
   if (foreground) BlockForwardedSignals();
   if (foreground && options.names.size() != 1) {
-    return Report(absl::InvalidArgumentError(
-        "-a and -i take exactly one container"));
+    return Report(
+        absl::InvalidArgumentError("-a and -i take exactly one container"));
   }
   Client& client = session.client();
   int code = kExitOk;
@@ -589,8 +589,7 @@ int Start(Session& session, StartOptions& options) {
     if (status.ok() && foreground) {
       return RunForeground(
           client, *record,
-          {options.interactive,
-           LabelOf(*record, kLabelAutoRemove) == "true",
+          {options.interactive, LabelOf(*record, kLabelAutoRemove) == "true",
            "ctrl-p,ctrl-q"});
     }
     if (status.ok()) status = StartDetached(client, *record);
@@ -613,8 +612,10 @@ int Attach(Session& session, const std::string& name, bool no_stdin) {
   if (!task.ok()) return Report(task.status());
   if (!task->has_value() || !IsAlive(**task)) {
     return Report(absl::FailedPreconditionError(
-        absl::StrCat("container ", name, " is not running — start it with "
-                     "`bulkhead start -a ", name, "`")));
+        absl::StrCat("container ", name,
+                     " is not running — start it with "
+                     "`bulkhead start -a ",
+                     name, "`")));
   }
   const std::string log = LabelOf(*record, kLabelLogPath);
   if (log.empty() || !absl::StrContains((*task)->stdout(), log)) {
@@ -687,8 +688,10 @@ void AddRunCommands(Command& root) {
   Command create_command =
       root.Sub("create", "Make a container without starting it");
   DeclareRunFlags(create_command, create.get());
-  create_command.Examples("  bulkhead create --name db IMAGE\n"
-                          "  bulkhead start db")
+  create_command
+      .Examples(
+          "  bulkhead create --name db IMAGE\n"
+          "  bulkhead start db")
       .Does([create](Session& session) { return Create(session, *create); });
 
   auto start = std::make_shared<StartOptions>();
@@ -713,8 +716,9 @@ void AddRunCommands(Command& root) {
       .Option("--detach-keys", &exec->detach_keys, "Keys that detach", "KEYS")
       .Rest("CONTAINER COMMAND [ARG...]", &exec->rest, 2)
       .Complete(Completes::kContainers)
-      .Examples("  bulkhead exec -it web sh\n"
-                "  bulkhead exec -u nobody web id")
+      .Examples(
+          "  bulkhead exec -it web sh\n"
+          "  bulkhead exec -u nobody web id")
       .Does([exec](Session& session) { return Exec(session, *exec); });
 
   auto attach = std::make_shared<std::pair<std::string, bool>>();

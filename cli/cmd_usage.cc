@@ -46,16 +46,15 @@ absl::StatusOr<std::string> StatsTable(
                    {"BLOCK I/O", "BlockIO"},
                    {"PIDS", "PIDs"}});
   const int64_t machine_bytes =
-      static_cast<int64_t>(::sysconf(_SC_PHYS_PAGES)) *
-      ::sysconf(_SC_PAGESIZE);
+      static_cast<int64_t>(::sysconf(_SC_PHYS_PAGES)) * ::sysconf(_SC_PAGESIZE);
   for (const ContainerRecord& record : records) {
     const std::string id =
         options.no_trunc ? record.id() : ShortId(record.id());
     const auto usage = now.find(record.id());
     if (usage == now.end()) {
       if (options.all || !options.names.empty()) {
-        listing.Add({id, NameOf(record), "--", "-- / --", "--", "-- / --",
-                     "--"});
+        listing.Add(
+            {id, NameOf(record), "--", "-- / --", "--", "-- / --", "--"});
       }
       continue;
     }

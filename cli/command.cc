@@ -323,9 +323,9 @@ int RunCommandLine(int argc, char** argv,
     std::vector<std::string> rest = chosen->remaining();
     if (!rest.empty() && rest[0] == "--") rest.erase(rest.begin());
     if (!rest.empty() && rest[0].size() > 1 && rest[0][0] == '-') {
-      return Fail("unknown flag: " + rest[0] + "\nSee `" + PathOf(chosen) +
-                      " --help`",
-                  kExitRunFailed);
+      return Fail(
+          "unknown flag: " + rest[0] + "\nSee `" + PathOf(chosen) + " --help`",
+          kExitRunFailed);
     }
     if (rest.size() < meta.rest_min) {
       return Fail("too few arguments\nUsage: " + PathOf(chosen) +

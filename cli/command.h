@@ -19,9 +19,9 @@ class Client;
 
 // Exit codes of our own, as Docker's.
 constexpr int kExitOk = 0;
-constexpr int kExitFailed = 1;         // A command failed.
-constexpr int kExitUsage = 2;          // Bad flags.
-constexpr int kExitRunFailed = 125;    // `run` itself failed.
+constexpr int kExitFailed = 1;       // A command failed.
+constexpr int kExitUsage = 2;        // Bad flags.
+constexpr int kExitRunFailed = 125;  // `run` itself failed.
 constexpr int kExitNotExecutable = 126;
 constexpr int kExitNotFound = 127;
 

@@ -2,6 +2,10 @@
 #ifndef BULKHEAD_CLI_COMMANDS_H_
 #define BULKHEAD_CLI_COMMANDS_H_
 
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
 #include "cli/command.h"
 
 namespace bulkhead::cli {
@@ -12,6 +16,8 @@ void AddListCommands(Command& root);       // ps inspect logs
 void AddLifecycleCommands(Command& root);  // stop kill pause ... wait rm
 void AddUsageCommands(Command& root);      // stats top
 void AddSystemCommands(Command& root);     // events info version namespace ...
+
+absl::StatusOr<std::vector<std::string>> ListNamespaceNames(Client& client);
 
 }  // namespace bulkhead::cli
 

@@ -88,8 +88,8 @@ absl::StatusOr<ContainerRecord> FindContainer(Client& client,
     match = &record;
   }
   if (match != nullptr) return *match;
-  return absl::NotFoundError(absl::StrCat(
-      "No such container: ", text, " — `bulkhead ps -a` lists them"));
+  return absl::NotFoundError(absl::StrCat("No such container: ", text,
+                                          " — `bulkhead ps -a` lists them"));
 }
 
 absl::StatusOr<std::vector<ContainerRecord>> ListContainers(Client& client) {
@@ -169,8 +169,8 @@ absl::StatusOr<ExitInfo> WaitTask(Client& client, const std::string& id,
   request.set_exec_id(exec_id);
   tasks::WaitResponse response;
   if (timeout != absl::InfiniteDuration()) {
-    RETURN_IF_ERROR(client.Call(std::string(kTasks) + "Wait", request,
-                                &response, timeout));
+    RETURN_IF_ERROR(
+        client.Call(std::string(kTasks) + "Wait", request, &response, timeout));
   } else {
     RETURN_IF_ERROR(client.CallPatiently(std::string(kTasks) + "Wait", request,
                                          &response, kServicePatience));
@@ -179,8 +179,7 @@ absl::StatusOr<ExitInfo> WaitTask(Client& client, const std::string& id,
                                                  response.exited_at().nanos())};
 }
 
-absl::Status DeleteTask(Client& client, const std::string& id,
-                        ExitInfo* exit) {
+absl::Status DeleteTask(Client& client, const std::string& id, ExitInfo* exit) {
   tasks::DeleteTaskRequest request;
   request.set_container_id(id);
   tasks::DeleteResponse response;
@@ -228,9 +227,11 @@ absl::Status RemoveContainer(Client& client, const ContainerRecord& record,
   if (task.has_value()) {
     if (IsAlive(*task)) {
       if (!force) {
-        return absl::FailedPreconditionError(absl::StrCat(
-            "container ", NameOf(record), " is running — stop it with `bulkhead"
-            " stop ", NameOf(record), "`, or use `rm -f`"));
+        return absl::FailedPreconditionError(
+            absl::StrCat("container ", NameOf(record),
+                         " is running — stop it with `bulkhead"
+                         " stop ",
+                         NameOf(record), "`, or use `rm -f`"));
       }
       RETURN_IF_ERROR(
           StopTask(client, record.id(), SIGKILL, absl::ZeroDuration()));

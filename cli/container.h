@@ -65,10 +65,9 @@ struct ExitInfo {
 absl::Status KillTask(Client& client, const std::string& id, int signal,
                       bool all = false, const std::string& exec_id = "");
 // Blocks; survives restarts of the service for a while.
-absl::StatusOr<ExitInfo> WaitTask(Client& client, const std::string& id,
-                                  const std::string& exec_id = "",
-                                  absl::Duration timeout =
-                                      absl::InfiniteDuration());
+absl::StatusOr<ExitInfo> WaitTask(
+    Client& client, const std::string& id, const std::string& exec_id = "",
+    absl::Duration timeout = absl::InfiniteDuration());
 // Deletes a stopped task; a missing one is OK.
 absl::Status DeleteTask(Client& client, const std::string& id,
                         ExitInfo* exit = nullptr);

@@ -85,7 +85,9 @@ absl::StatusOr<ImageInfo> ResolveImage(Client& client,
 }
 
 os::MountSpec ToMount(const containerd::types::Mount& mount) {
-  return {mount.type(), mount.source(), mount.target(),
+  return {mount.type(),
+          mount.source(),
+          mount.target(),
           {mount.options().begin(), mount.options().end()}};
 }
 
@@ -100,8 +102,8 @@ absl::StatusOr<User> FindUser(
   for (const containerd::types::Mount& mount : found) {
     mounts.push_back(ToMount(mount));
   }
-  absl::StatusOr<std::map<std::string, std::string>> files = ReadFilesOf(
-      mounts, {"etc/passwd", "etc/group"}, kAccountFileBytesMax);
+  absl::StatusOr<std::map<std::string, std::string>> files =
+      ReadFilesOf(mounts, {"etc/passwd", "etc/group"}, kAccountFileBytesMax);
   if (!files.ok()) {
     if (!IsNumericUser(text)) {
       return Annotate(files.status(),
@@ -131,9 +133,10 @@ absl::StatusOr<std::vector<MountSpec>> UserMounts(const RunOptions& options) {
       continue;
     }
     if (!mount.make_source) {
-      return absl::NotFoundError(absl::StrCat(
-          "bind source ", mount.source, " does not exist — make it first, or "
-          "use -v, which makes it"));
+      return absl::NotFoundError(
+          absl::StrCat("bind source ", mount.source,
+                       " does not exist — make it first, or "
+                       "use -v, which makes it"));
     }
     RETURN_IF_ERROR(os::MakeDirs(mount.source, 0755));
   }
@@ -173,8 +176,8 @@ absl::Status AddNetworkFiles(const std::string& folder, bool host_network,
   return absl::OkStatus();
 }
 
-absl::StatusOr<SpecOptions> MakeSpecOptions(
-    const RunOptions& options, const oci::RunConfig& config) {
+absl::StatusOr<SpecOptions> MakeSpecOptions(const RunOptions& options,
+                                            const oci::RunConfig& config) {
   SpecOptions spec;
   // The command line replaces Cmd; --entrypoint also drops the image's Cmd.
   const std::vector<std::string> words(options.rest.begin() + 1,
@@ -230,9 +233,9 @@ absl::StatusOr<SpecOptions> MakeSpecOptions(
     } else if (text == "seccomp=unconfined" || text == "seccomp:unconfined") {
       spec.seccomp = false;
     } else if (text != "seccomp=builtin") {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "--security-opt '", text,
-          "': seccomp=unconfined or no-new-privileges"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("--security-opt '", text,
+                       "': seccomp=unconfined or no-new-privileges"));
     }
   }
   for (const std::string& text : options.devices) {
@@ -390,8 +393,8 @@ absl::StatusOr<ContainerRecord> CreateContainer(Client& client,
   const std::string folder = ContainerDir(client, id);
   RETURN_IF_ERROR(os::MakeDirs(folder, 0700));
   undo.folder = folder;
-  RETURN_IF_ERROR(AddNetworkFiles(folder, spec.host_network, spec.hostname,
-                                  &spec.mounts));
+  RETURN_IF_ERROR(
+      AddNetworkFiles(folder, spec.host_network, spec.hostname, &spec.mounts));
   ASSIGN_OR_RETURN(const nlohmann::json spec_json, MakeSpec(spec));
 
   const RuntimeChoice runtime = ChooseRuntime(client, options.runtime);
@@ -410,8 +413,8 @@ absl::StatusOr<ContainerRecord> CreateContainer(Client& client,
         runc.SerializeAsString());
   }
   record->mutable_spec()->set_type_url(kSpecTypeUrl);
-  record->mutable_spec()->set_value(spec_json.dump(
-      -1, ' ', false, nlohmann::json::error_handler_t::replace));
+  record->mutable_spec()->set_value(
+      spec_json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
   record->set_snapshotter(snapshotter);
   record->set_snapshot_key(id);
   auto& labels = *record->mutable_labels();

@@ -36,8 +36,7 @@ size_t WidthOf(const std::string& text) {
 }
 
 std::string JsonText(const nlohmann::ordered_json& json) {
-  return json.dump(-1, ' ', false,
-                   nlohmann::json::error_handler_t::replace);
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 std::string JsonOf(

@@ -56,9 +56,8 @@ absl::StatusOr<oci::Manifest> FindManifest(Client& client,
       best_distance = distance;
     }
     if (best == nullptr) {
-      return absl::NotFoundError(
-          absl::StrCat("image ", name, " has nothing for ",
-                       oci::FormatPlatform(platform)));
+      return absl::NotFoundError(absl::StrCat(
+          "image ", name, " has nothing for ", oci::FormatPlatform(platform)));
     }
     media_type = best->media_type;
     digest = best->digest.str();
@@ -154,9 +153,8 @@ absl::StatusOr<ImageRecord> FindImage(Client& client, const std::string& text) {
     }
     if (match != nullptr) return *match;
   }
-  return absl::NotFoundError(absl::StrCat("No such image: ", text,
-                                          " — pull it with `bulkhead pull ",
-                                          text, "`"));
+  return absl::NotFoundError(absl::StrCat(
+      "No such image: ", text, " — pull it with `bulkhead pull ", text, "`"));
 }
 
 absl::StatusOr<std::vector<ImageRecord>> ListImages(Client& client) {
@@ -210,10 +208,9 @@ absl::StatusOr<ImageInfo> LoadImage(Client& client, const ImageRecord& record,
     image.chain_ids.push_back(chain_id.str());
   }
   if (image.chain_ids.size() != image.manifest.layers.size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("image ", record.name(), ": ",
-                     image.manifest.layers.size(), " layers but ",
-                     image.chain_ids.size(), " diff ids"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "image ", record.name(), ": ", image.manifest.layers.size(),
+        " layers but ", image.chain_ids.size(), " diff ids"));
   }
   for (const oci::Descriptor& layer : image.manifest.layers) {
     image.compressed_bytes += layer.size_bytes;

@@ -119,8 +119,8 @@ absl::Status LogSource::ReadAvailable(const Sink& sink) {
   }
   std::string buffer(kReadBytes, '\0');
   for (;;) {
-    ASSIGN_OR_RETURN(const size_t got, os::ReadFull(file_.get(), buffer.data(),
-                                                    buffer.size()));
+    ASSIGN_OR_RETURN(const size_t got,
+                     os::ReadFull(file_.get(), buffer.data(), buffer.size()));
     Feed(buffer.data(), got, sink);
     if (got == buffer.size()) continue;
     // At the end; a newer file means that this one is finished.

@@ -19,8 +19,8 @@ constexpr size_t kLogLineBytesMax = 1 << 20;
 constexpr int kRotatedFilesMax = 100;
 
 struct LogEntry {
-  std::string text;    // With its newline, if it has one.
-  std::string stream;  // "stdout" or "stderr".
+  std::string text;                        // With its newline, if it has one.
+  std::string stream;                      // "stdout" or "stderr".
   absl::Time time = absl::InfinitePast();  // Raw files do not say.
 };
 

@@ -3,12 +3,19 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstring>
+#include <optional>
 
 #include "cli/command.h"
 #include "cli/commands.h"
 #include "cli/container.h"
 #include "cli/image.h"
+#include "cli/up.h"
 #include "lib/oci/reference.h"
+
+#ifndef BULKHEAD_WITHOUT_SERVICES
+#include "cli/multicall.h"
+#endif
 
 namespace bulkhead::cli {
 namespace {
@@ -19,6 +26,11 @@ void Declare(Command& root) {
   AddListCommands(root);
   AddLifecycleCommands(root);
   AddUsageCommands(root);
+  AddSystemCommands(root);
+  // Handled in main(), before any thread starts; here for the help.
+  root.Sub("up", "Run one whole suite in the foreground")
+      .Examples("  bulkhead up --root /srv/bulkhead --state /run/bulkhead")
+      .Does([](Session&) { return kExitUsage; });
 }
 
 std::vector<std::string> NamesFor(Session& session, Completes what) {
@@ -35,6 +47,10 @@ std::vector<std::string> NamesFor(Session& session, Completes what) {
         names.push_back(oci::FamiliarName(image.name()));
       }
     }
+  } else if (what == Completes::kNamespaces) {
+    if (const auto all = ListNamespaceNames(session.client()); all.ok()) {
+      names = *all;
+    }
   }
   return names;
 }
@@ -43,6 +59,14 @@ std::vector<std::string> NamesFor(Session& session, Completes what) {
 }  // namespace bulkhead::cli
 
 int main(int argc, char** argv) {
+  if (argc > 1 && std::strcmp(argv[1], "up") == 0) {
+    return bulkhead::UpMain(argc, argv);
+  }
+#ifndef BULKHEAD_WITHOUT_SERVICES
+  if (const std::optional<int> code = bulkhead::RunService(argc, argv)) {
+    return *code;
+  }
+#endif
   const int code = bulkhead::cli::RunCommandLine(
       argc, argv, bulkhead::cli::Declare, bulkhead::cli::NamesFor);
   // Threads may still wait for calls that nobody is interested in any more.

@@ -13,10 +13,10 @@
 namespace bulkhead::cli {
 
 struct Usage {
-  int64_t cpu_nanos = 0;       // So far.
-  int64_t memory_bytes = 0;    // Without what can be dropped at once.
-  int64_t memory_limit = 0;    // 0: none.
-  int64_t read_bytes = 0;      // Block devices.
+  int64_t cpu_nanos = 0;     // So far.
+  int64_t memory_bytes = 0;  // Without what can be dropped at once.
+  int64_t memory_limit = 0;  // 0: none.
+  int64_t read_bytes = 0;    // Block devices.
   int64_t written_bytes = 0;
   int64_t pids = 0;
   absl::Time when;

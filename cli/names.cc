@@ -13,37 +13,39 @@ namespace bulkhead::cli {
 namespace {
 
 constexpr const char* kAdjectives[] = {
-    "able",    "amber",  "ample",   "apt",     "bold",    "bonny",   "brave",
-    "breezy",  "bright", "brisk",   "calm",    "candid",  "cheery",  "clear",
-    "clever",  "coral",  "cosy",    "crisp",   "daring",  "deep",    "deft",
-    "eager",   "early",  "earnest", "easy",    "fair",    "faithful", "fleet",
-    "fond",    "frank",  "fresh",   "gentle",  "glad",    "golden",  "grand",
-    "hardy",   "hearty", "honest",  "humble",  "jaunty",  "jolly",   "keen",
-    "kind",    "lively", "loyal",   "lucid",   "lucky",   "mellow",  "merry",
-    "mighty",  "mild",   "modest",  "neat",    "nimble",  "noble",   "patient",
-    "placid",  "plucky", "polite",  "prompt",  "proud",   "quick",   "quiet",
-    "rapid",   "ready",  "sage",    "salty",   "sane",    "serene",  "sharp",
-    "silver",  "smart",  "snug",    "sober",   "solid",   "sound",   "spry",
-    "staunch", "steady", "stout",   "sunny",   "swift",   "tidy",    "tranquil",
-    "trusty",  "upbeat", "vivid",   "warm",    "watchful", "windy",  "wise",
-    "witty",   "zesty"};
+    "able",   "amber",   "ample",    "apt",    "bold",     "bonny",
+    "brave",  "breezy",  "bright",   "brisk",  "calm",     "candid",
+    "cheery", "clear",   "clever",   "coral",  "cosy",     "crisp",
+    "daring", "deep",    "deft",     "eager",  "early",    "earnest",
+    "easy",   "fair",    "faithful", "fleet",  "fond",     "frank",
+    "fresh",  "gentle",  "glad",     "golden", "grand",    "hardy",
+    "hearty", "honest",  "humble",   "jaunty", "jolly",    "keen",
+    "kind",   "lively",  "loyal",    "lucid",  "lucky",    "mellow",
+    "merry",  "mighty",  "mild",     "modest", "neat",     "nimble",
+    "noble",  "patient", "placid",   "plucky", "polite",   "prompt",
+    "proud",  "quick",   "quiet",    "rapid",  "ready",    "sage",
+    "salty",  "sane",    "serene",   "sharp",  "silver",   "smart",
+    "snug",   "sober",   "solid",    "sound",  "spry",     "staunch",
+    "steady", "stout",   "sunny",    "swift",  "tidy",     "tranquil",
+    "trusty", "upbeat",  "vivid",    "warm",   "watchful", "windy",
+    "wise",   "witty",   "zesty"};
 
 constexpr const char* kNouns[] = {
-    "albatross", "anchor",   "barge",    "barque",    "beacon",  "bosun",
-    "bowsprit",  "brig",     "buoy",     "capstan",   "catboat", "clipper",
-    "cod",       "compass",  "coracle",  "cormorant", "crab",    "current",
-    "cutter",    "dhow",     "dinghy",   "dolphin",   "dory",    "eddy",
-    "ferry",     "fjord",    "frigate",  "galley",    "gannet",  "gull",
-    "halyard",   "harbour",  "helm",     "herring",   "hull",    "islet",
-    "jetty",     "jib",      "keel",     "kelp",      "ketch",   "lagoon",
-    "lantern",   "lighter",  "lobster",  "lugger",    "mackerel", "manatee",
-    "mast",      "mizzen",   "mooring",  "narwhal",   "nautilus", "oar",
-    "octopus",   "orca",     "osprey",   "otter",     "pelican", "petrel",
-    "pier",      "pilot",    "porpoise", "puffin",    "quay",    "reef",
-    "rudder",    "salmon",   "schooner", "seal",      "sextant", "shoal",
-    "skiff",     "sloop",    "spar",     "spinnaker", "sprat",   "squid",
-    "starfish",  "strait",   "tern",     "tide",      "tiller",  "trawler",
-    "tug",       "turtle",   "walrus",   "wave",      "wharf",   "yawl"};
+    "albatross", "anchor",  "barge",    "barque",    "beacon",   "bosun",
+    "bowsprit",  "brig",    "buoy",     "capstan",   "catboat",  "clipper",
+    "cod",       "compass", "coracle",  "cormorant", "crab",     "current",
+    "cutter",    "dhow",    "dinghy",   "dolphin",   "dory",     "eddy",
+    "ferry",     "fjord",   "frigate",  "galley",    "gannet",   "gull",
+    "halyard",   "harbour", "helm",     "herring",   "hull",     "islet",
+    "jetty",     "jib",     "keel",     "kelp",      "ketch",    "lagoon",
+    "lantern",   "lighter", "lobster",  "lugger",    "mackerel", "manatee",
+    "mast",      "mizzen",  "mooring",  "narwhal",   "nautilus", "oar",
+    "octopus",   "orca",    "osprey",   "otter",     "pelican",  "petrel",
+    "pier",      "pilot",   "porpoise", "puffin",    "quay",     "reef",
+    "rudder",    "salmon",  "schooner", "seal",      "sextant",  "shoal",
+    "skiff",     "sloop",   "spar",     "spinnaker", "sprat",    "squid",
+    "starfish",  "strait",  "tern",     "tide",      "tiller",   "trawler",
+    "tug",       "turtle",  "walrus",   "wave",      "wharf",    "yawl"};
 
 void RandomBytes(void* data, size_t size_bytes) {
   char* at = static_cast<char*>(data);
@@ -84,9 +86,9 @@ std::string RandomName() {
 }
 
 std::string ShortId(const std::string& id) {
-  const bool hex = id.size() == kIdHexDigits &&
-                   id.find_first_not_of("0123456789abcdef") ==
-                       std::string::npos;
+  const bool hex =
+      id.size() == kIdHexDigits &&
+      id.find_first_not_of("0123456789abcdef") == std::string::npos;
   return hex ? id.substr(0, kShortIdHexDigits) : id;
 }
 
@@ -97,9 +99,10 @@ absl::Status ValidateName(const std::string& name) {
                        return IsAlnum(c) || c == '_' || c == '.' || c == '-';
                      });
   if (valid) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "invalid container name '", name,
-      "': letters, digits, '_', '.' and '-' only, the first a letter or digit"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("invalid container name '", name,
+                   "': letters, digits, '_', '.' and '-' only, the first a "
+                   "letter or digit"));
 }
 
 }  // namespace bulkhead::cli

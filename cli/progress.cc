@@ -27,10 +27,10 @@ std::string ShortName(const std::string& name) {
 
 std::string Bar(int64_t done, int64_t total, size_t width) {
   const double part =
-      total > 0 ? std::clamp(static_cast<double>(done) /
-                                 static_cast<double>(total),
-                             0.0, 1.0)
-                : 0;
+      total > 0
+          ? std::clamp(static_cast<double>(done) / static_cast<double>(total),
+                       0.0, 1.0)
+          : 0;
   const auto filled = static_cast<size_t>(part * static_cast<double>(width));
   std::string bar = "[" + std::string(filled, '=');
   if (filled < width) bar += ">" + std::string(width - filled - 1, ' ');
@@ -52,8 +52,7 @@ std::string Word(const std::string& event) {
 }  // namespace
 
 void Progress::Update(const std::string& event, const std::string& name,
-                      int64_t done_bytes, int64_t total_bytes,
-                      absl::Time now) {
+                      int64_t done_bytes, int64_t total_bytes, absl::Time now) {
   if (started_at_ == absl::InfinitePast()) started_at_ = now;
   if (name.empty() || !absl::StrContains(name, ':') ||
       !absl::StrContains(name, '-')) {
@@ -97,12 +96,10 @@ std::vector<std::string> Progress::Lines(size_t width, absl::Time now) const {
     std::string line =
         absl::StrFormat("%-23s %-12s", ShortName(name), Word(part.event));
     if (IsMoving(part.event) && part.total_bytes > 0) {
-      const size_t bar =
-          std::min(kBarMax, width > 70 ? width - 62 : size_t{8});
-      absl::StrAppend(
-          &line, " ", Bar(part.done_bytes, part.total_bytes, bar), " ",
-          HumanBytes(static_cast<double>(part.done_bytes)), "/",
-          HumanBytes(static_cast<double>(part.total_bytes)));
+      const size_t bar = std::min(kBarMax, width > 70 ? width - 62 : size_t{8});
+      absl::StrAppend(&line, " ", Bar(part.done_bytes, part.total_bytes, bar),
+                      " ", HumanBytes(static_cast<double>(part.done_bytes)),
+                      "/", HumanBytes(static_cast<double>(part.total_bytes)));
     } else if (part.total_bytes > 0) {
       absl::StrAppend(&line, " ",
                       HumanBytes(static_cast<double>(part.total_bytes)));
@@ -113,11 +110,10 @@ std::vector<std::string> Progress::Lines(size_t width, absl::Time now) const {
   const double seconds = absl::ToDoubleSeconds(now - started_at_);
   std::string summary = message_.empty() ? "pulling" : message_;
   if (total_bytes > 0 && seconds > 0.001) {
-    absl::StrAppend(
-        &summary, "  ", HumanBytes(static_cast<double>(done_bytes)), " of ",
-        HumanBytes(static_cast<double>(total_bytes)), "  ",
-        HumanBytes(static_cast<double>(done_bytes) / seconds), "/s  ",
-        absl::StrFormat("%.1fs", seconds));
+    absl::StrAppend(&summary, "  ", HumanBytes(static_cast<double>(done_bytes)),
+                    " of ", HumanBytes(static_cast<double>(total_bytes)), "  ",
+                    HumanBytes(static_cast<double>(done_bytes) / seconds),
+                    "/s  ", absl::StrFormat("%.1fs", seconds));
   }
   lines.push_back(Shorten(summary, width));
   return lines;

@@ -80,8 +80,7 @@ os::MountSpec ReadOnly(const os::MountSpec& mount) {
       continue;
     }
     if (!upper.empty() && absl::StartsWith(option, "lowerdir=")) {
-      read_only.options.push_back("lowerdir=" + upper + ":" +
-                                  option.substr(9));
+      read_only.options.push_back("lowerdir=" + upper + ":" + option.substr(9));
       continue;
     }
     read_only.options.push_back(option);
@@ -102,9 +101,8 @@ absl::StatusOr<Files> ReadFilesOf(const std::vector<os::MountSpec>& mounts,
   char folder[] = "/tmp/bulkhead-view-XXXXXX";
   if (::mkdtemp(folder) == nullptr) return os::ErrnoStatus(errno, "mkdtemp");
   absl::StatusOr<Files> files = absl::InternalError("not read");
-  std::thread reader([&] {
-    files = MountAndRead(mounts, folder, paths, size_bytes_max);
-  });
+  std::thread reader(
+      [&] { files = MountAndRead(mounts, folder, paths, size_bytes_max); });
   reader.join();
   ::rmdir(folder);
   return files;

@@ -105,8 +105,8 @@ class Streamer {
       const std::function<absl::Status()>& start,
       const std::function<absl::Status(const ExitInfo&)>& on_exit) {
     const sigset_t forwarded = ForwardedSignals();
-    signals_ = os::UniqueFd(
-        ::signalfd(-1, &forwarded, SFD_CLOEXEC | SFD_NONBLOCK));
+    signals_ =
+        os::UniqueFd(::signalfd(-1, &forwarded, SFD_CLOEXEC | SFD_NONBLOCK));
     stdin_open_ = options_.interactive && fifos_.in.valid();
     // On the heap: a detached thread may outlive this call.
     auto* waiter = new Waiter(client_, options_);
@@ -147,9 +147,7 @@ class Streamer {
     int to;
   };
 
-  bool Drained() const {
-    return !fifos_.out.valid() && !fifos_.err.valid();
-  }
+  bool Drained() const { return !fifos_.out.valid() && !fifos_.err.valid(); }
 
   // Waits for whatever comes first and handles it.
   void Step(int exit_fd, absl::Time until) {
@@ -170,8 +168,8 @@ class Streamer {
     const int timeout_ms =
         until == absl::InfiniteFuture()
             ? -1
-            : static_cast<int>(
-                  absl::ToInt64Milliseconds(until - absl::Now())) + 1;
+            : static_cast<int>(absl::ToInt64Milliseconds(until - absl::Now())) +
+                  1;
     if (::poll(waits, static_cast<nfds_t>(count), timeout_ms) <= 0) return;
     if (waits[out_at].revents != 0) Copy(sources_[0]);
     if (waits[err_at].revents != 0) Copy(sources_[1]);
@@ -320,8 +318,7 @@ absl::StatusOr<StreamResult> StreamUntilExit(
     const std::function<absl::Status()>& start,
     const std::function<absl::Status(const ExitInfo&)>& on_exit) {
   ASSIGN_OR_RETURN(DetachKeys keys, DetachKeys::Parse(options.detach_keys));
-  return Streamer(client, fifos, options, std::move(keys))
-      .Run(start, on_exit);
+  return Streamer(client, fifos, options, std::move(keys)).Run(start, on_exit);
 }
 
 }  // namespace bulkhead::cli

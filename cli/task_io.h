@@ -45,8 +45,8 @@ class Fifos {
 
 struct StreamOptions {
   std::string container_id;
-  std::string exec_id;     // Empty: the container's first process.
-  bool terminal = false;   // Raw mode, size changes, detach keys.
+  std::string exec_id;    // Empty: the container's first process.
+  bool terminal = false;  // Raw mode, size changes, detach keys.
   bool interactive = false;
   bool forward_signals = true;
   std::string detach_keys = "ctrl-p,ctrl-q";

@@ -30,8 +30,8 @@ RawMode::~RawMode() {
 
 absl::StatusOr<DetachKeys> DetachKeys::Parse(const std::string& text) {
   DetachKeys keys;
-  for (const std::string& key : std::vector<std::string>(
-           absl::StrSplit(text, ',', absl::SkipEmpty()))) {
+  for (const std::string& key :
+       std::vector<std::string>(absl::StrSplit(text, ',', absl::SkipEmpty()))) {
     if (key.size() == 1) {
       keys.keys_ += key;
     } else if (key.size() == 6 && absl::StartsWith(key, "ctrl-") &&

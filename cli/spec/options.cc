@@ -41,31 +41,33 @@ struct SignalName {
   int number;
 };
 constexpr SignalName kSignals[] = {
-    {"HUP", SIGHUP},       {"INT", SIGINT},     {"QUIT", SIGQUIT},
-    {"ILL", SIGILL},       {"TRAP", SIGTRAP},   {"ABRT", SIGABRT},
-    {"BUS", SIGBUS},       {"FPE", SIGFPE},     {"KILL", SIGKILL},
-    {"USR1", SIGUSR1},     {"SEGV", SIGSEGV},   {"USR2", SIGUSR2},
-    {"PIPE", SIGPIPE},     {"ALRM", SIGALRM},   {"TERM", SIGTERM},
-    {"STKFLT", SIGSTKFLT}, {"CHLD", SIGCHLD},   {"CONT", SIGCONT},
-    {"STOP", SIGSTOP},     {"TSTP", SIGTSTP},   {"TTIN", SIGTTIN},
-    {"TTOU", SIGTTOU},     {"URG", SIGURG},     {"XCPU", SIGXCPU},
+    {"HUP", SIGHUP},       {"INT", SIGINT},       {"QUIT", SIGQUIT},
+    {"ILL", SIGILL},       {"TRAP", SIGTRAP},     {"ABRT", SIGABRT},
+    {"BUS", SIGBUS},       {"FPE", SIGFPE},       {"KILL", SIGKILL},
+    {"USR1", SIGUSR1},     {"SEGV", SIGSEGV},     {"USR2", SIGUSR2},
+    {"PIPE", SIGPIPE},     {"ALRM", SIGALRM},     {"TERM", SIGTERM},
+    {"STKFLT", SIGSTKFLT}, {"CHLD", SIGCHLD},     {"CONT", SIGCONT},
+    {"STOP", SIGSTOP},     {"TSTP", SIGTSTP},     {"TTIN", SIGTTIN},
+    {"TTOU", SIGTTOU},     {"URG", SIGURG},       {"XCPU", SIGXCPU},
     {"XFSZ", SIGXFSZ},     {"VTALRM", SIGVTALRM}, {"PROF", SIGPROF},
-    {"WINCH", SIGWINCH},   {"IO", SIGIO},       {"PWR", SIGPWR},
+    {"WINCH", SIGWINCH},   {"IO", SIGIO},         {"PWR", SIGPWR},
     {"SYS", SIGSYS}};
 constexpr int kRealTimeMin = 34;  // As C libraries number them.
 constexpr int kSignalMax = 64;
 
 constexpr const char* kUlimits[] = {
-    "core",   "cpu",    "data",       "fsize",   "locks", "memlock",
-    "msgqueue", "nice", "nofile",     "nproc",   "rss",   "rtprio",
-    "rttime", "sigpending", "stack", "as"};
+    "core",     "cpu",        "data",   "fsize", "locks", "memlock",
+    "msgqueue", "nice",       "nofile", "nproc", "rss",   "rtprio",
+    "rttime",   "sigpending", "stack",  "as"};
 
 }  // namespace
 
 absl::StatusOr<int64_t> ParseBytes(const std::string& text) {
   std::string word = absl::AsciiStrToLower(text);
-  if (absl::EndsWith(word, "ib")) word.resize(word.size() - 2);
-  else if (absl::EndsWith(word, "b")) word.resize(word.size() - 1);
+  if (absl::EndsWith(word, "ib"))
+    word.resize(word.size() - 2);
+  else if (absl::EndsWith(word, "b"))
+    word.resize(word.size() - 1);
   double unit = 1;
   if (!word.empty()) {
     const char last = word.back();
@@ -173,8 +175,11 @@ absl::StatusOr<MountSpec> ParseMount(const std::string& text) {
 
 absl::StatusOr<MountSpec> ParseTmpfs(const std::string& text) {
   const size_t colon = text.find(':');
-  MountSpec mount{"tmpfs", "tmpfs", text.substr(0, colon),
-                  {"nosuid", "nodev", "noexec"}, false};
+  MountSpec mount{"tmpfs",
+                  "tmpfs",
+                  text.substr(0, colon),
+                  {"nosuid", "nodev", "noexec"},
+                  false};
   RETURN_IF_ERROR(CheckTarget("tmpfs", text, mount.target));
   if (colon != std::string::npos) {
     for (const std::string& word : std::vector<std::string>(
@@ -188,8 +193,7 @@ absl::StatusOr<MountSpec> ParseTmpfs(const std::string& text) {
 absl::StatusOr<DeviceSpec> ParseDevice(const std::string& text) {
   const std::vector<std::string> parts = absl::StrSplit(text, ':');
   const auto is_access = [](const std::string& word) {
-    return !word.empty() &&
-           word.find_first_not_of("rwm") == std::string::npos;
+    return !word.empty() && word.find_first_not_of("rwm") == std::string::npos;
   };
   DeviceSpec device;
   device.host_path = parts[0];
@@ -332,28 +336,48 @@ absl::StatusOr<int> ParseSignal(const std::string& text) {
 }
 
 const std::vector<std::string>& AllCapabilities() {
-  static const auto* all = new std::vector<std::string>{
-      "CAP_CHOWN",           "CAP_DAC_OVERRIDE",
-      "CAP_DAC_READ_SEARCH", "CAP_FOWNER",
-      "CAP_FSETID",          "CAP_KILL",
-      "CAP_SETGID",          "CAP_SETUID",
-      "CAP_SETPCAP",         "CAP_LINUX_IMMUTABLE",
-      "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST",
-      "CAP_NET_ADMIN",       "CAP_NET_RAW",
-      "CAP_IPC_LOCK",        "CAP_IPC_OWNER",
-      "CAP_SYS_MODULE",      "CAP_SYS_RAWIO",
-      "CAP_SYS_CHROOT",      "CAP_SYS_PTRACE",
-      "CAP_SYS_PACCT",       "CAP_SYS_ADMIN",
-      "CAP_SYS_BOOT",        "CAP_SYS_NICE",
-      "CAP_SYS_RESOURCE",    "CAP_SYS_TIME",
-      "CAP_SYS_TTY_CONFIG",  "CAP_MKNOD",
-      "CAP_LEASE",           "CAP_AUDIT_WRITE",
-      "CAP_AUDIT_CONTROL",   "CAP_SETFCAP",
-      "CAP_MAC_OVERRIDE",    "CAP_MAC_ADMIN",
-      "CAP_SYSLOG",          "CAP_WAKE_ALARM",
-      "CAP_BLOCK_SUSPEND",   "CAP_AUDIT_READ",
-      "CAP_PERFMON",         "CAP_BPF",
-      "CAP_CHECKPOINT_RESTORE"};
+  static const auto* all =
+      new std::vector<std::string>{"CAP_CHOWN",
+                                   "CAP_DAC_OVERRIDE",
+                                   "CAP_DAC_READ_SEARCH",
+                                   "CAP_FOWNER",
+                                   "CAP_FSETID",
+                                   "CAP_KILL",
+                                   "CAP_SETGID",
+                                   "CAP_SETUID",
+                                   "CAP_SETPCAP",
+                                   "CAP_LINUX_IMMUTABLE",
+                                   "CAP_NET_BIND_SERVICE",
+                                   "CAP_NET_BROADCAST",
+                                   "CAP_NET_ADMIN",
+                                   "CAP_NET_RAW",
+                                   "CAP_IPC_LOCK",
+                                   "CAP_IPC_OWNER",
+                                   "CAP_SYS_MODULE",
+                                   "CAP_SYS_RAWIO",
+                                   "CAP_SYS_CHROOT",
+                                   "CAP_SYS_PTRACE",
+                                   "CAP_SYS_PACCT",
+                                   "CAP_SYS_ADMIN",
+                                   "CAP_SYS_BOOT",
+                                   "CAP_SYS_NICE",
+                                   "CAP_SYS_RESOURCE",
+                                   "CAP_SYS_TIME",
+                                   "CAP_SYS_TTY_CONFIG",
+                                   "CAP_MKNOD",
+                                   "CAP_LEASE",
+                                   "CAP_AUDIT_WRITE",
+                                   "CAP_AUDIT_CONTROL",
+                                   "CAP_SETFCAP",
+                                   "CAP_MAC_OVERRIDE",
+                                   "CAP_MAC_ADMIN",
+                                   "CAP_SYSLOG",
+                                   "CAP_WAKE_ALARM",
+                                   "CAP_BLOCK_SUSPEND",
+                                   "CAP_AUDIT_READ",
+                                   "CAP_PERFMON",
+                                   "CAP_BPF",
+                                   "CAP_CHECKPOINT_RESTORE"};
   return *all;
 }
 

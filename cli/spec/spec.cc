@@ -43,8 +43,8 @@ json Mounts(const SpecOptions& options) {
   mounts.push_back(Mount("devpts", "devpts", "/dev/pts",
                          {"nosuid", "noexec", "newinstance", "ptmxmode=0666",
                           "mode=0620", "gid=5"}));
-  mounts.push_back(Mount("sysfs", "sysfs", "/sys",
-                         {"nosuid", "noexec", "nodev", sys_mode}));
+  mounts.push_back(
+      Mount("sysfs", "sysfs", "/sys", {"nosuid", "noexec", "nodev", sys_mode}));
   mounts.push_back(Mount("cgroup", "cgroup", "/sys/fs/cgroup",
                          {"nosuid", "noexec", "nodev", "relatime", sys_mode}));
   mounts.push_back(
@@ -125,8 +125,9 @@ json DefaultDeviceRules() {
   rules.push_back(DeviceRule(true, "c", "m"));
   rules.push_back(DeviceRule(true, "b", "m"));
   const std::pair<int, int> kOpen[] = {
-      {1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9},   // null zero full random urandom
-      {5, 0}, {5, 1}, {5, 2}, {136, -1},        // tty console ptmx pts
+      {1, 3}, {1, 5}, {1, 7}, {1, 8},
+      {1, 9},                             // null zero full random urandom
+      {5, 0}, {5, 1}, {5, 2}, {136, -1},  // tty console ptmx pts
   };
   for (const auto& [major_number, minor_number] : kOpen) {
     rules.push_back(DeviceRule(true, "c", "rwm", major_number, minor_number));
@@ -197,10 +198,10 @@ bool HostHasCgroup2() {
 
 const std::vector<std::string>& DefaultCapabilities() {
   static const auto* kept = new std::vector<std::string>{
-      "CAP_CHOWN",     "CAP_DAC_OVERRIDE",     "CAP_FOWNER",
-      "CAP_FSETID",    "CAP_KILL",             "CAP_SETGID",
-      "CAP_SETUID",    "CAP_SETPCAP",          "CAP_NET_BIND_SERVICE",
-      "CAP_NET_RAW",   "CAP_SYS_CHROOT",       "CAP_MKNOD",
+      "CAP_CHOWN",       "CAP_DAC_OVERRIDE", "CAP_FOWNER",
+      "CAP_FSETID",      "CAP_KILL",         "CAP_SETGID",
+      "CAP_SETUID",      "CAP_SETPCAP",      "CAP_NET_BIND_SERVICE",
+      "CAP_NET_RAW",     "CAP_SYS_CHROOT",   "CAP_MKNOD",
       "CAP_AUDIT_WRITE", "CAP_SETFCAP"};
   return *kept;
 }
@@ -242,9 +243,9 @@ absl::StatusOr<std::vector<std::string>> Capabilities(
 }
 
 absl::StatusOr<json> MakeSpec(const SpecOptions& options) {
-  ASSIGN_OR_RETURN(const std::vector<std::string> capabilities,
-                   Capabilities(options.privileged, options.cap_add,
-                                options.cap_drop));
+  ASSIGN_OR_RETURN(
+      const std::vector<std::string> capabilities,
+      Capabilities(options.privileged, options.cap_add, options.cap_drop));
   json spec = {{"ociVersion", "1.0.2"},
                {"process", Process(options, capabilities)},
                {"root", {{"path", "rootfs"}, {"readonly", options.read_only}}},
@@ -252,9 +253,10 @@ absl::StatusOr<json> MakeSpec(const SpecOptions& options) {
                {"mounts", Mounts(options)}};
   if (!options.annotations.empty()) spec["annotations"] = options.annotations;
 
-  json namespaces = json::array(
-      {{{"type", "pid"}}, {{"type", "ipc"}}, {{"type", "uts"}},
-       {{"type", "mount"}}});
+  json namespaces = json::array({{{"type", "pid"}},
+                                 {{"type", "ipc"}},
+                                 {{"type", "uts"}},
+                                 {{"type", "mount"}}});
   if (!options.host_network) namespaces.push_back({{"type", "network"}});
   if (options.cgroup2 && !options.privileged) {
     namespaces.push_back({{"type", "cgroup"}});
@@ -279,12 +281,18 @@ absl::StatusOr<json> MakeSpec(const SpecOptions& options) {
                      {"resources", Resources(options, std::move(rules))}};
   if (!devices.empty()) linux_part["devices"] = devices;
   if (!options.privileged) {
-    linux_part["maskedPaths"] = {
-        "/proc/acpi",          "/proc/asound",       "/proc/interrupts",
-        "/proc/kcore",         "/proc/keys",         "/proc/latency_stats",
-        "/proc/sched_debug",   "/proc/scsi",         "/proc/timer_list",
-        "/proc/timer_stats",   "/sys/devices/virtual/powercap",
-        "/sys/firmware"};
+    linux_part["maskedPaths"] = {"/proc/acpi",
+                                 "/proc/asound",
+                                 "/proc/interrupts",
+                                 "/proc/kcore",
+                                 "/proc/keys",
+                                 "/proc/latency_stats",
+                                 "/proc/sched_debug",
+                                 "/proc/scsi",
+                                 "/proc/timer_list",
+                                 "/proc/timer_stats",
+                                 "/sys/devices/virtual/powercap",
+                                 "/sys/firmware"};
     linux_part["readonlyPaths"] = {"/proc/bus", "/proc/fs", "/proc/irq",
                                    "/proc/sys", "/proc/sysrq-trigger"};
     if (options.seccomp) {

@@ -66,8 +66,8 @@ absl::StatusOr<User> ResolveUser(const std::string& text,
   });
   if (!found) {
     if (!numeric && !user_part.empty()) {
-      return absl::NotFoundError(absl::StrCat(
-          "no user '", user_part, "' in the image's /etc/passwd"));
+      return absl::NotFoundError(
+          absl::StrCat("no user '", user_part, "' in the image's /etc/passwd"));
     }
     user.uid = numeric ? id : 0;
   }
@@ -79,8 +79,8 @@ absl::StatusOr<User> ResolveUser(const std::string& text,
       group_found = ParseId(fields[2], &gid);
     });
     if (!group_found) {
-      return absl::NotFoundError(absl::StrCat(
-          "no group '", group_part, "' in the image's /etc/group"));
+      return absl::NotFoundError(absl::StrCat("no group '", group_part,
+                                              "' in the image's /etc/group"));
     }
     user.gid = gid;
     return user;  // An explicit group is the only one.
