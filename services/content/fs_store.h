@@ -84,7 +84,7 @@ class FsWriter final : public Writer {
                                   DigestAlgorithm algorithm);
   absl::Status Publish(const Digest& digest, const files::FileStat& before);
   absl::Status Error(const absl::Status& status) const;
-  void Finish();  // The ingest is gone: lets go of it.
+  void StartWriteback();
 
   FsStore* const store_;
   const std::shared_ptr<Ingest> ingest_;

@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
+#include "lib/stats/stats.h"
 #include "services/content/fs_ingest.h"
 #include "services/content/fs_store.h"
 
@@ -94,6 +95,7 @@ absl::Status FsWriter::Append(absl::string_view data) {
     ingest_->hasher.Update(data);
   }
   ingest_->offset_bytes += static_cast<int64_t>(data.size());
+  StartWriteback();
   return absl::OkStatus();
 }
 
@@ -139,13 +141,16 @@ absl::Status FsWriter::Advance(int64_t offset_bytes) {
   }
   ingest_->offset_bytes = offset_bytes;
   RETURN_IF_ERROR(HashTo(offset_bytes));
-  const int64_t dirty = offset_bytes - ingest_->writeback_bytes;
-  if (dirty >= kWritebackStepBytes) {
-    store_->files_.StartWriteback(ingest_->data.get(), ingest_->writeback_bytes,
-                                  dirty);
-    ingest_->writeback_bytes = offset_bytes;
-  }
+  StartWriteback();
   return absl::OkStatus();
+}
+
+void FsWriter::StartWriteback() {
+  const int64_t dirty = ingest_->offset_bytes - ingest_->writeback_bytes;
+  if (dirty < kWritebackStepBytes) return;
+  store_->files_.StartWriteback(ingest_->data.get(), ingest_->writeback_bytes,
+                                dirty);
+  ingest_->writeback_bytes = ingest_->offset_bytes;
 }
 
 absl::Status FsWriter::Abort() {
@@ -188,6 +193,12 @@ absl::StatusOr<BlobInfo> FsWriter::Commit(const CommitOptions& options) {
   committed_ = digest;
   store_->UnlockRef(ingest_->ref);
   RETURN_IF_ERROR(published);
+  static stats::Value* const blobs =
+      stats::Counter("bulkhead_content_committed_blobs_total");
+  static stats::Value* const bytes =
+      stats::Counter("bulkhead_content_committed_bytes_total");
+  blobs->Add();
+  bytes->Add(size);
   return BlobInfo{digest, size, before.modified_at, before.modified_at,
                   options.labels};
 }
