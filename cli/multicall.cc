@@ -18,7 +18,7 @@ struct Program {
 
 constexpr Program kPrograms[] = {{"content", ContentMain},
                                  {"gateway", GatewayMain},
-                                 {"metadata", MetadataMain},
+                                 {"metadata", metadata::MetadataMain},
                                  {"runtime", RuntimeMain}};
 constexpr char kPrefix[] = "bulkhead-";
 
