@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <sstream>
 
 #include "absl/strings/match.h"
@@ -36,10 +37,11 @@ constexpr timeval kStatsTimeout{1, 0};
 constexpr absl::Duration kCallTimeout = absl::Seconds(5);
 constexpr int kNamespacesMax = 1000;
 
-// The body of the HTTP response on a stats socket; empty if there is none.
-std::string ReadStats(const std::string& path) {
+// The body of the HTTP response on a stats socket, which may be empty; nullopt
+// if there is no whole response.
+std::optional<std::string> ReadStats(const std::string& path) {
   const absl::StatusOr<os::UniqueFd> socket = os::ConnectUnix(path);
-  if (!socket.ok()) return "";
+  if (!socket.ok()) return std::nullopt;
   ::setsockopt(socket->get(), SOL_SOCKET, SO_RCVTIMEO, &kStatsTimeout,
                sizeof(kStatsTimeout));
   ::setsockopt(socket->get(), SOL_SOCKET, SO_SNDTIMEO, &kStatsTimeout,
@@ -53,15 +55,16 @@ std::string ReadStats(const std::string& path) {
     const ssize_t count = ::recv(socket->get(), buffer, sizeof(buffer), 0);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) {
-      // Whatever came before a reset is whole only with a length; be strict.
-      if (errno != ECONNRESET) return "";
+      // A service that does not read the request resets after its answer.
+      if (errno != ECONNRESET) return std::nullopt;
       break;
     }
     if (count == 0) break;
     response.append(buffer, static_cast<size_t>(count));
   }
   const size_t body = response.find("\r\n\r\n");
-  return body == std::string::npos ? "" : response.substr(body + 4);
+  if (body == std::string::npos) return std::nullopt;
+  return response.substr(body + 4);
 }
 
 }  // namespace
@@ -151,8 +154,10 @@ std::shared_ptr<const Snapshot> Collector::Gather() {
   for (const char* name : kServices) {
     ServiceFigures figures;
     figures.name = name;
-    figures.text = ReadStats(impl_->config.StatsSocket(name));
-    figures.up = !figures.text.empty();
+    std::optional<std::string> text =
+        ReadStats(impl_->config.StatsSocket(name));
+    figures.up = text.has_value();
+    if (figures.up) figures.text = *std::move(text);
     snapshot->services.push_back(std::move(figures));
   }
   impl_->GatherContainers(snapshot.get());
