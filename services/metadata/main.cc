@@ -8,6 +8,7 @@
 #include "services/metadata/content_service.h"
 #include "services/metadata/data_server.h"
 #include "services/metadata/db.h"
+#include "services/metadata/gc.h"
 #include "services/metadata/grpc_content_backend.h"
 #include "services/metadata/grpc_snapshot_backend.h"
 #include "services/metadata/object_services.h"
@@ -54,7 +55,15 @@ absl::Status Body(service::Context& context) {
                   config.metadata.content_sharing_policy == "isolated");
   Snapshots snapshots(store, MakeSnapshotBackends(config));
 
-  ObjectServices objects(store, [] { return absl::OkStatus(); });
+  CollectorOptions options;
+  options.startup_delay = config.metadata.gc_startup_delay;
+  options.schedule_delay = config.metadata.gc_schedule_delay;
+  options.mutation_threshold = config.metadata.gc_mutation_threshold;
+  options.deletion_threshold = config.metadata.gc_deletion_threshold;
+  options.pause_threshold = config.metadata.gc_pause_threshold;
+  Collector collector(store, content, snapshots, options);
+  ObjectServices objects(store,
+                         [&collector] { return collector.CollectNow(); });
   ContentService content_service(content);
   const std::unique_ptr<grpc::Service> snapshot_service =
       MakeSnapshotService(snapshots);
