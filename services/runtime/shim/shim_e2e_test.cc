@@ -236,7 +236,9 @@ class ShimTest : public ::testing::TestWithParam<std::string> {
   std::string bundle() const { return dir_ + "/b"; }
 
   // Runs the shim's binary in the bundle; its stdout, and its exit status.
-  std::pair<std::string, int> RunShim(const std::vector<std::string>& args) {
+  std::pair<std::string, int> RunShim(const std::vector<std::string>& args,
+                                      const std::string& input = "") {
+    std::ofstream(dir_ + "/input") << input;
     int fds[2];
     EXPECT_EQ(::pipe2(fds, O_CLOEXEC), 0);
     const pid_t pid = ::fork();
@@ -247,7 +249,7 @@ class ShimTest : public ::testing::TestWithParam<std::string> {
       }
       argv.push_back(nullptr);
       (void)!::chdir(bundle().c_str());
-      ::dup2(::open("/dev/null", O_RDWR), 0);
+      ::dup2(::open((dir_ + "/input").c_str(), O_RDONLY), 0);
       ::dup2(fds[1], 1);
       ::dup2(fds[1], 2);
       ::setenv("TTRPC_ADDRESS", (dir_ + "/events.sock").c_str(), 1);
@@ -401,7 +403,9 @@ TEST_P(ShimTest, ExecsKillsPausesAndMeasures) {
     const os::UniqueFd writer(::open(in.c_str(), O_WRONLY | O_CLOEXEC));
     ASSERT_TRUE(os::WriteFull(writer.get(), "typed\n", 6).ok());
   }
-  EXPECT_EQ(client_->Call("Pids", Id().Take()).count, 3);  // sleep, sh, cat.
+  EXPECT_TRUE(Eventually([&] {  // sleep, sh, cat.
+    return client_->Call("Pids", Id().Take()).count == 3;
+  }));
   ASSERT_TRUE(
       client_->Call("CloseIO", Id().Str(2, "e1").Uint(3, 1).Take()).ok());
   EXPECT_EQ(client_->Call("Wait", exec).numbers[1], 3u);
@@ -524,6 +528,96 @@ TEST_P(ShimTest, DeleteCleansUpAfterAKilledShim) {
     return stat.empty() || stat.find(") Z ") != std::string::npos;
   }));
   EXPECT_NE(::access((dir_ + "/oci/bhtest/" + id()).c_str(), F_OK), 0);
+}
+
+TEST_P(ShimTest, LateReadersGetEverythingAndNobodyElseWaits) {
+  StartShim("seq 1 300000");
+  const std::string out = Fifo("out");
+  ASSERT_TRUE(Create("", out, "").ok());
+  ASSERT_TRUE(client_->Call("Start", Id().Take()).ok());
+  // Nobody reads; the container waits in its own pipe, the shim does not.
+  EXPECT_EQ(client_->Call("State", Id().Take()).numbers[4], 2u);
+  {
+    // A reader that takes a little and goes away loses nothing for the next.
+    const os::UniqueFd first(::open(out.c_str(), O_RDONLY | O_CLOEXEC));
+    char two[2];
+    ASSERT_EQ(os::ReadFull(first.get(), two, 2).value(), 2u);
+    EXPECT_EQ(std::string(two, 2), "1\n");
+    // The shim has opened its own reading end before it wrote.
+  }
+  Reader reader(out);
+  EXPECT_EQ(client_->Call("Wait", Id().Take()).numbers[1], 0u);
+  Finish();
+  const std::string text = reader.Text();
+  std::string expected;
+  for (int i = 2; i <= 300000; ++i) expected += std::to_string(i) + "\n";
+  EXPECT_EQ(text.size(), expected.size());
+  EXPECT_TRUE(text == expected);
+}
+
+TEST_P(ShimTest, OutputOfAShortLifeWaitsForItsReader) {
+  StartShim("echo hi");
+  const std::string out = Fifo("out");
+  ASSERT_TRUE(Create("", out, "").ok());
+  ASSERT_TRUE(client_->Call("Start", Id().Take()).ok());
+  EXPECT_EQ(client_->Call("Wait", Id().Take()).numbers[1], 0u);
+  Reader reader(out);
+  Finish();
+  EXPECT_EQ(reader.Text(), "hi\n");
+}
+
+TEST_P(ShimTest, LoggingBinaryGetsAllOutput) {
+  StartShim("seq 1 20000; echo bad >&2");
+  const std::string logger = dir_ + "/logger";
+  std::ofstream(logger)
+      << "#!/bin/sh\nexec >" << dir_
+      << "/log\nprintf x >&5\nexec 5>&-\ncat <&3\ncat <&4\n"
+      << "echo \"$CONTAINER_NAMESPACE $CONTAINER_ID $1=$2\"\n";
+  ::chmod(logger.c_str(), 0755);
+  const std::string uri = "binary-v2://" + logger + "?key=a%20b";
+  const Result created = Create("", uri, uri);
+  ASSERT_TRUE(created.ok()) << created.message;
+  ASSERT_TRUE(client_->Call("Start", Id().Take()).ok());
+  EXPECT_EQ(client_->Call("Wait", Id().Take()).numbers[1], 0u);
+  Finish();
+  const std::string log = ReadAll(dir_ + "/log");
+  EXPECT_NE(log.find("\n20000\nbad\nbhtest " + id() + " key=a b\n"),
+            std::string::npos);
+}
+
+TEST_P(ShimTest, LoggingBinaryThatFailsFailsTheCreate) {
+  StartShim("true");
+  const Result created = Create("", "binary-v2:///bin/false", "");
+  EXPECT_NE(created.message.find("logging binary did not call ready"),
+            std::string::npos)
+      << created.message;
+  EXPECT_TRUE(client_->Call("Shutdown", Id().Take()).ok());
+  client_.reset();
+}
+
+TEST_P(ShimTest, GroupsShareAShimAndTheNewestDaemonIsUnderstood) {
+  StartShim("true");
+  const std::string address = os::ReadFile(bundle() + "/address").value();
+  WireWriter params;
+  params.Str(1, "other").Str(2, "bhtest").Str(6, "/nowhere");
+  params.Str(5, dir_ + "/events.sock").Str(9, dir_ + "/s");
+  // Another container of the group named after the first.
+  const std::string config = ReadAll(bundle() + "/config.json");
+  std::ofstream(bundle() + "/config.json")
+      << R"({"annotations":{"io.kubernetes.cri.sandbox-id":")" << id()
+      << R"("}})";
+  const auto [out, status] = RunShim(
+      {"-namespace", "bhtest", "-id", "other", "-address", "/nowhere", "start"},
+      params.Take());
+  EXPECT_EQ(status, 0) << out;
+  WireReader result(out);
+  std::map<uint32_t, std::string> texts;
+  while (result.Next()) texts[result.field()] = result.str();
+  EXPECT_EQ(texts[2], address);
+  EXPECT_EQ(texts[3], "ttrpc");
+  std::ofstream(bundle() + "/config.json") << config;
+  ASSERT_TRUE(Create("", "", "").ok());
+  Finish();
 }
 
 INSTANTIATE_TEST_SUITE_P(Runtimes, ShimTest, ::testing::Values("runc", "crun"),

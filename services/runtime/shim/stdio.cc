@@ -25,6 +25,8 @@ namespace bulkhead::shim {
 namespace {
 
 constexpr int64_t kBinaryStopMs = 12000;
+// How long a logging binary has to end by itself at the end of its input.
+constexpr int64_t kBinaryGraceMs = 2000;
 constexpr size_t kConsoleNameSizeBytesMax = 4096;
 
 struct Pipe {
@@ -155,9 +157,12 @@ absl::Status ProcessIo::StartBinary(os::UniqueFd out, os::UniqueFd err) {
   ASSIGN_OR_RETURN(Pipe ready, MakePipe());
   request.fds = {{out.get(), 3}, {err.get(), 4}, {ready.write.get(), 5}};
   request.own_group = true;
+  request.die_with_parent = false;
   ASSIGN_OR_RETURN(binary_, Spawn(request));
   loop_->OnExitOfNew(binary_, [this, alive = alive_](const ExitInfo&) {
-    if (*alive) binary_ = 0;
+    if (!*alive) return;
+    binary_ = 0;
+    CheckDrained();
   });
   binary_must_answer_ = SchemeOf(uri) == "binary-v2";
   SetNonBlocking(ready.read);
@@ -326,14 +331,21 @@ void ProcessIo::WhenDrained(int64_t timeout_ms, std::function<void()> done) {
   drained_ = std::move(done);
   drain_timer_ = loop_->After(timeout_ms, [this] {
     drain_timer_ = 0;
+    drain_timed_out_ = true;
     outputs_.clear();
     CheckDrained();
   });
+  if (binary_ > 0) {
+    loop_->After(kBinaryGraceMs, [this, alive = alive_] {
+      if (*alive && binary_ > 0) (void)::kill(binary_, SIGTERM);
+    });
+  }
   CheckDrained();
 }
 
 void ProcessIo::CheckDrained() {
   if (!drained_) return;
+  if (binary_ > 0 && !drain_timed_out_) return;
   for (const auto& output : outputs_) {
     if (!output->ended()) return;
   }

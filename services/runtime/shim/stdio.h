@@ -85,6 +85,7 @@ class ProcessIo {
 
   std::function<void()> drained_;
   uint64_t drain_timer_ = 0;
+  bool drain_timed_out_ = false;
   // Tells late callbacks that this object is gone.
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
