@@ -247,12 +247,13 @@ Command Command::Sub(const std::string& name, const std::string& summary) {
   CLI::App* sub = app_->add_subcommand(name, summary);
   sub->footer("");
   sub->prefix_command(false);
-  AddGlobals(sub, session_);
+  sub->set_help_flag("-h,--help", "Show help")->group("Global options");
   return Command(sub, session_);
 }
 
 Command& Command::Does(std::function<int(Session&)> action) {
   Metas()[app_].action = std::move(action);
+  AddGlobals(app_, session_);  // Last in the help.
   app_->callback([app = app_] { Chosen() = app; });
   return *this;
 }

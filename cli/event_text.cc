@@ -60,6 +60,7 @@ nlohmann::ordered_json ToJson(const Any& event) {
   if (!message->ParseFromString(event.value())) return nullptr;
   google::protobuf::util::JsonPrintOptions options;
   options.preserve_proto_field_names = true;
+  options.always_print_primitive_fields = true;  // Exit status 0, too.
   std::string text;
   if (!google::protobuf::util::MessageToJsonString(*message, &text, options)
            .ok()) {
@@ -97,7 +98,7 @@ absl::StatusOr<std::string> EventLine(
         absl::FormatTime("%Y-%m-%d %H:%M:%E3S", time, absl::LocalTimeZone()),
         " ", envelope.namespace_(), " ", envelope.topic());
     for (const auto& [name, value] : EventFields(envelope.event())) {
-      absl::StrAppend(&line, " ", name, "=", value);
+      if (!value.empty()) absl::StrAppend(&line, " ", name, "=", value);
     }
     return Printable(line);
   }
