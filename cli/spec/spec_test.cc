@@ -118,7 +118,8 @@ TEST(Spec, AUsersMountReplacesOurs) {
   SpecOptions options = Minimal();
   options.mounts = {{"tmpfs", "tmpfs", "/dev/shm", {"size=1m"}}};
   int found = 0;
-  for (const json& mount : MakeSpec(options).value()["mounts"]) {
+  const json spec = MakeSpec(options).value();
+  for (const json& mount : spec["mounts"]) {
     if (mount["destination"] != "/dev/shm") continue;
     ++found;
     EXPECT_THAT(mount["options"], Contains("size=1m"));
@@ -180,7 +181,8 @@ TEST(Seccomp, CapabilitiesBringCalls) {
               IsSupersetOf({"mount", "setns", "clone3", "bpf", "chroot"}));
   // Without it clone3 must look as if the kernel did not know it.
   bool found = false;
-  for (const json& rule : DefaultSeccomp({})["syscalls"]) {
+  const json without = DefaultSeccomp({});
+  for (const json& rule : without["syscalls"]) {
     if (rule["names"] == json::array({"clone3"})) {
       found = true;
       EXPECT_EQ(rule["errnoRet"], ENOSYS);
