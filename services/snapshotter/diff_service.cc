@@ -2,13 +2,19 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
+#include <optional>
+#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
+#include "lib/digest/digest.h"
+#include "lib/os/fd.h"
 #include "lib/rpc/channel.h"
 #include "lib/rpc/context.h"
 #include "lib/rpc/status.h"
+#include "services/snapshotter/diff_writer.h"
 
 namespace bulkhead::snapshotter {
 namespace {
@@ -17,6 +23,8 @@ namespace content_v1 = containerd::services::content::v1;
 namespace diff_v1 = containerd::services::diff::v1;
 namespace mounts_v1 = containerd::services::mounts::v1;
 
+constexpr char kGzipLayer[] = "application/vnd.oci.image.layer.v1.tar+gzip";
+constexpr char kZstdLayer[] = "application/vnd.oci.image.layer.v1.tar+zstd";
 constexpr char kUncompressedLayer[] = "application/vnd.oci.image.layer.v1.tar";
 
 // A blob read over gRPC, where its store is not ours.
@@ -123,10 +131,87 @@ grpc::Status DiffService::Apply(grpc::ServerContext* context,
   return grpc::Status::OK;
 }
 
-grpc::Status DiffService::Diff(grpc::ServerContext*,
-                               const diff_v1::DiffRequest*,
-                               diff_v1::DiffResponse*) {
-  return rpc::ToGrpc(absl::UnimplementedError("Diff.Diff"));
+absl::Status DiffService::WriteDiffBlob(const diff_v1::DiffRequest& request,
+                                        const rpc::CallContext& call,
+                                        diff_v1::DiffResponse* response) {
+  const std::string media_type =
+      request.media_type().empty() ? kGzipLayer : request.media_type();
+  Compression compression = Compression::kNone;
+  if (media_type == kGzipLayer) {
+    compression = Compression::kGzip;
+  } else if (media_type == kZstdLayer) {
+    compression = Compression::kZstd;
+  } else if (media_type != kUncompressedLayer) {
+    return absl::UnimplementedError(
+        absl::StrCat("unsupported diff media type: ", media_type));
+  }
+  std::optional<int64_t> mtime_max;
+  if (request.has_source_date_epoch()) {
+    mtime_max = request.source_date_epoch().seconds();
+  }
+  std::string ref = request.ref();
+  if (ref.empty()) {
+    std::random_device random;
+    ref = absl::StrCat("diff-", absl::Hex(random()), absl::Hex(random()));
+  }
+  ASSIGN_OR_RETURN(const std::unique_ptr<dataplane::Ingest> ingest,
+                   metadata_data_.OpenIngest(
+                       {.ref = ref, .ns = call.ns, .lease = call.lease}));
+  absl::Status status = ingest->opened().offset_bytes > 0 ? ingest->Truncate(0)
+                                                          : absl::OkStatus();
+  Hasher plain;
+  Hasher stored;
+  const std::string& temp_dir = applier_.limits().temp_dir;
+  auto write = [&](absl::string_view data) -> absl::Status {
+    RETURN_IF_ERROR(os::PWriteFull(ingest->fd(), data.data(), data.size(),
+                                   stored.size_bytes()));
+    stored.Update(data);
+    return ingest->Advance(stored.size_bytes());
+  };
+  auto produce = [&](const std::string& left, const std::string& right) {
+    return Compress(compression, write, [&](const ByteSink& sink) {
+      return WriteDiff(left, right, mtime_max, [&](absl::string_view data) {
+        plain.Update(data);
+        return sink(data);
+      });
+    });
+  };
+  if (status.ok()) {
+    status = WithTempMount(
+        ReadOnlyMounts(SpecsOf(request.left())), temp_dir,
+        [&](const std::string& left) {
+          return WithTempMount(
+              ReadOnlyMounts(SpecsOf(request.right())), temp_dir,
+              [&](const std::string& right) { return produce(left, right); });
+        });
+  }
+  std::map<std::string, std::string> labels(request.labels().begin(),
+                                            request.labels().end());
+  if (compression != Compression::kNone) {
+    labels["containerd.io/uncompressed"] = plain.Current().str();
+  }
+  const std::string digest = stored.Current().str();
+  if (status.ok()) {
+    status = ingest->Commit(stored.size_bytes(), digest, labels).status();
+    if (absl::IsAlreadyExists(status)) status = absl::OkStatus();
+  }
+  if (!status.ok()) {
+    // The caller's own ref is the caller's to resume or abort.
+    if (request.ref().empty()) (void)ingest->Abort();
+    return status;
+  }
+  auto* diff = response->mutable_diff();
+  diff->set_media_type(media_type);
+  diff->set_digest(digest);
+  diff->set_size(stored.size_bytes());
+  return absl::OkStatus();
+}
+
+grpc::Status DiffService::Diff(grpc::ServerContext* context,
+                               const diff_v1::DiffRequest* request,
+                               diff_v1::DiffResponse* response) {
+  return rpc::ToGrpc(
+      WriteDiffBlob(*request, rpc::ContextOf(*context), response));
 }
 
 grpc::Status MountsService::Activate(grpc::ServerContext*,

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "lib/dataplane/dataplane.h"
+#include "lib/rpc/context.h"
 #include "proto/containerd/services/content/v1/content.grpc.pb.h"
 #include "proto/containerd/services/diff/v1/diff.grpc.pb.h"
 #include "proto/containerd/services/mounts/v1/mounts.grpc.pb.h"
@@ -37,6 +38,11 @@ class DiffService final : public containerd::services::diff::v1::Diff::Service {
  private:
   absl::StatusOr<std::unique_ptr<LayerSource>> OpenBlob(
       const std::string& digest, const std::string& ns) const;
+
+  absl::Status WriteDiffBlob(
+      const containerd::services::diff::v1::DiffRequest& request,
+      const rpc::CallContext& call,
+      containerd::services::diff::v1::DiffResponse* response);
 
   Applier& applier_;
   const dataplane::Client content_data_;

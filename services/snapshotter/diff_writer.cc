@@ -1,0 +1,497 @@
+#include "services/snapshotter/diff_writer.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <isa-l/igzip_lib.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+#include <zstd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <climits>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <set>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "lib/base/status_macros.h"
+#include "lib/os/fd.h"
+#include "services/snapshotter/tree_root.h"
+
+namespace bulkhead::snapshotter {
+namespace {
+
+constexpr int kDirFlags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+constexpr size_t kCopyBytes = 256 << 10;
+constexpr size_t kBlockBytes = 512;
+constexpr char kCapability[] = "security.capability";
+
+struct Header {
+  std::string name;
+  std::string link;
+  char type = '0';
+  mode_t mode = 0;
+  uint64_t uid = 0;
+  uint64_t gid = 0;
+  uint64_t size = 0;
+  int64_t mtime = 0;
+  unsigned major = 0;
+  unsigned minor = 0;
+  std::string capability;
+};
+
+void PutOctal(char* field, int digits, uint64_t value) {
+  for (int i = digits - 1; i >= 0; --i, value >>= 3) {
+    field[i] = static_cast<char>('0' + (value & 7));
+  }
+}
+
+std::string Block(const Header& h) {
+  char b[kBlockBytes] = {};
+  std::memcpy(b, h.name.data(), std::min<size_t>(h.name.size(), 100));
+  PutOctal(b + 100, 7, h.mode & 07777);
+  PutOctal(b + 108, 7, h.uid > 07777777 ? 0 : h.uid);
+  PutOctal(b + 116, 7, h.gid > 07777777 ? 0 : h.gid);
+  PutOctal(b + 124, 11, h.size > 077777777777 ? 0 : h.size);
+  PutOctal(b + 136, 11, std::clamp<int64_t>(h.mtime, 0, 077777777777));
+  b[156] = h.type;
+  std::memcpy(b + 157, h.link.data(), std::min<size_t>(h.link.size(), 100));
+  std::memcpy(b + 257, "ustar\0", 6);
+  std::memcpy(b + 263, "00", 2);
+  PutOctal(b + 329, 7, h.major);
+  PutOctal(b + 337, 7, h.minor);
+  std::memset(b + 148, ' ', 8);
+  unsigned sum = 0;
+  for (const char c : b) sum += static_cast<unsigned char>(c);
+  PutOctal(b + 148, 6, sum);
+  b[154] = '\0';
+  return std::string(b, sizeof(b));
+}
+
+std::string PaxRecord(const std::string& key, const std::string& value) {
+  const size_t rest = key.size() + value.size() + 3;
+  size_t size = rest + 1;
+  while (std::to_string(size).size() + rest != size) ++size;
+  return absl::StrCat(size, " ", key, "=", value, "\n");
+}
+
+bool NeedsPax(const std::string& text) {
+  return text.size() > 100 || std::any_of(text.begin(), text.end(), [](char c) {
+           return static_cast<unsigned char>(c) >= 0x80;
+         });
+}
+
+std::string Padding(uint64_t size) {
+  return std::string((kBlockBytes - size % kBlockBytes) % kBlockBytes, '\0');
+}
+
+// What of a file the two walks compare and write.
+struct Node {
+  struct stat st {};
+  std::string capability;
+};
+
+class DiffWalk {
+ public:
+  DiffWalk(std::optional<int64_t> mtime_max, const ByteSink& sink)
+      : mtime_max_(mtime_max), sink_(sink) {}
+
+  absl::Status Run(int left, int right) {
+    RETURN_IF_ERROR(Walk(left, right, "", 0));
+    return sink_(std::string(2 * kBlockBytes, '\0'));
+  }
+
+ private:
+  using InodeKey = std::pair<dev_t, ino_t>;
+
+  static absl::StatusOr<std::set<std::string>> Names(int fd) {
+    std::set<std::string> names;
+    if (fd < 0) return names;
+    const int copy = ::openat(fd, ".", kDirFlags);
+    DIR* stream = copy < 0 ? nullptr : ::fdopendir(copy);
+    if (stream == nullptr) return os::ErrnoStatus(errno, "opendir");
+    while (const dirent* entry = ::readdir(stream)) {
+      const std::string name = entry->d_name;
+      if (name != "." && name != "..") names.insert(name);
+    }
+    ::closedir(stream);
+    return names;
+  }
+
+  static absl::StatusOr<Node> Look(int dir, const std::string& name) {
+    Node node;
+    if (::fstatat(dir, name.c_str(), &node.st, AT_SYMLINK_NOFOLLOW) != 0) {
+      return os::ErrnoStatus(errno, absl::StrCat("stat ", name));
+    }
+    const std::string path = absl::StrCat("/proc/self/fd/", dir, "/", name);
+    char value[256];
+    const ssize_t n =
+        ::lgetxattr(path.c_str(), kCapability, value, sizeof(value));
+    if (n > 0) node.capability.assign(value, n);
+    return node;
+  }
+
+  static absl::StatusOr<std::string> LinkTarget(int dir,
+                                                const std::string& name) {
+    char target[PATH_MAX];
+    const ssize_t n = ::readlinkat(dir, name.c_str(), target, sizeof(target));
+    if (n < 0 || n == sizeof(target)) {
+      return os::ErrnoStatus(n < 0 ? errno : ENAMETOOLONG, "readlink");
+    }
+    return std::string(target, n);
+  }
+
+  absl::StatusOr<bool> SameContent(int left, int right,
+                                   const std::string& name) {
+    os::UniqueFd a(
+        ::openat(left, name.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+    os::UniqueFd b(
+        ::openat(right, name.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+    if (!a.valid() || !b.valid()) return os::ErrnoStatus(errno, name);
+    std::string x(kCopyBytes, '\0');
+    std::string y(kCopyBytes, '\0');
+    for (;;) {
+      ASSIGN_OR_RETURN(const size_t n,
+                       os::ReadFull(a.get(), x.data(), x.size()));
+      ASSIGN_OR_RETURN(const size_t m,
+                       os::ReadFull(b.get(), y.data(), y.size()));
+      if (n != m || std::memcmp(x.data(), y.data(), n) != 0) return false;
+      if (n == 0) return true;
+    }
+  }
+
+  absl::StatusOr<bool> Same(int left, int right, const std::string& name,
+                            const Node& a, const Node& b) {
+    if (a.st.st_dev == b.st.st_dev && a.st.st_ino == b.st.st_ino) return true;
+    if (a.st.st_mode != b.st.st_mode || a.st.st_uid != b.st.st_uid ||
+        a.st.st_gid != b.st.st_gid || a.st.st_rdev != b.st.st_rdev ||
+        a.capability != b.capability) {
+      return false;
+    }
+    if (S_ISDIR(a.st.st_mode)) return true;
+    if (a.st.st_size != b.st.st_size ||
+        a.st.st_mtim.tv_sec != b.st.st_mtim.tv_sec ||
+        a.st.st_mtim.tv_nsec != b.st.st_mtim.tv_nsec) {
+      return false;
+    }
+    // Whole seconds may have been set by a tool: look inside.
+    if (a.st.st_mtim.tv_nsec != 0) return true;
+    if (S_ISLNK(a.st.st_mode)) {
+      ASSIGN_OR_RETURN(const std::string to, LinkTarget(left, name));
+      ASSIGN_OR_RETURN(const std::string too, LinkTarget(right, name));
+      return to == too;
+    }
+    if (S_ISREG(a.st.st_mode)) return SameContent(left, right, name);
+    return true;
+  }
+
+  absl::Status Walk(int left, int right, const std::string& dir, int depth) {
+    if (depth > kTreeDepthMax) {
+      return absl::ResourceExhaustedError("the tree is too deep");
+    }
+    ASSIGN_OR_RETURN(std::set<std::string> old_names, Names(left));
+    ASSIGN_OR_RETURN(const std::set<std::string> new_names, Names(right));
+    std::set<std::string> all = old_names;
+    all.insert(new_names.begin(), new_names.end());
+    for (const std::string& name : all) {
+      const std::string path =
+          dir.empty() ? name : absl::StrCat(dir, "/", name);
+      if (!new_names.contains(name)) {
+        RETURN_IF_ERROR(EmitParents(dir));
+        Header gone;
+        gone.name = absl::StrCat(dir, dir.empty() ? "" : "/", ".wh.", name);
+        RETURN_IF_ERROR(Emit(gone));
+        continue;
+      }
+      ASSIGN_OR_RETURN(const Node now, Look(right, name));
+      bool same = false;
+      bool both_dirs = false;
+      if (old_names.contains(name)) {
+        ASSIGN_OR_RETURN(const Node then, Look(left, name));
+        ASSIGN_OR_RETURN(same, Same(left, right, name, then, now));
+        both_dirs = S_ISDIR(then.st.st_mode) && S_ISDIR(now.st.st_mode);
+      }
+      const bool is_dir = S_ISDIR(now.st.st_mode);
+      if (is_dir) nodes_[path] = now;
+      if (!same || (!is_dir && now.st.st_nlink > 1)) {
+        RETURN_IF_ERROR(EmitNode(right, name, path, now, same));
+      }
+      if (is_dir) {
+        os::UniqueFd below(::openat(right, name.c_str(), kDirFlags));
+        os::UniqueFd old_below;
+        if (both_dirs) {
+          old_below.Reset(::openat(left, name.c_str(), kDirFlags));
+        }
+        if (!below.valid() || (both_dirs && !old_below.valid())) {
+          return os::ErrnoStatus(errno, absl::StrCat("open ", path));
+        }
+        RETURN_IF_ERROR(Walk(old_below.get(), below.get(), path, depth + 1));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  Header HeaderOf(const std::string& path, const Node& node) const {
+    Header h;
+    h.name = S_ISDIR(node.st.st_mode) ? path + "/" : path;
+    h.mode = node.st.st_mode & 07777;
+    h.uid = node.st.st_uid;
+    h.gid = node.st.st_gid;
+    h.mtime = node.st.st_mtim.tv_sec;
+    if (mtime_max_ && h.mtime > *mtime_max_) h.mtime = *mtime_max_;
+    h.capability = node.capability;
+    return h;
+  }
+
+  // Every directory on the way, once each, the top first.
+  absl::Status EmitParents(const std::string& dir) {
+    if (dir.empty() || emitted_dirs_.contains(dir)) return absl::OkStatus();
+    RETURN_IF_ERROR(EmitParents(SplitName(dir).first));
+    Header h = HeaderOf(dir, nodes_[dir]);
+    h.type = '5';
+    emitted_dirs_.insert(dir);
+    return Emit(h);
+  }
+
+  absl::Status EmitLink(const std::string& path, const std::string& to,
+                        const Node& node) {
+    RETURN_IF_ERROR(EmitParents(SplitName(path).first));
+    Header h = HeaderOf(path, node);
+    h.type = '1';
+    h.link = to;
+    return Emit(h);
+  }
+
+  // `same`: only of interest as a further name of something that changed.
+  absl::Status EmitNode(int dir, const std::string& name,
+                        const std::string& path, const Node& node, bool same) {
+    const mode_t type = node.st.st_mode & S_IFMT;
+    if (type == S_IFDIR) return EmitParents(path);
+    if (type == S_IFSOCK) return absl::OkStatus();
+    std::vector<std::string> waiting;
+    if (node.st.st_nlink > 1) {
+      const InodeKey key{node.st.st_dev, node.st.st_ino};
+      const auto first = first_names_.find(key);
+      if (first != first_names_.end()) {
+        return EmitLink(path, first->second, node);
+      }
+      if (same) {
+        unchanged_names_[key].push_back(path);
+        return absl::OkStatus();
+      }
+      first_names_[key] = path;
+      waiting = std::move(unchanged_names_[key]);
+      unchanged_names_.erase(key);
+    }
+    RETURN_IF_ERROR(EmitParents(SplitName(path).first));
+    Header h = HeaderOf(path, node);
+    switch (type) {
+      case S_IFREG: {
+        h.size = node.st.st_size;
+        RETURN_IF_ERROR(Emit(h));
+        RETURN_IF_ERROR(EmitData(dir, name, path, h.size));
+        break;
+      }
+      case S_IFLNK: {
+        h.type = '2';
+        ASSIGN_OR_RETURN(h.link, LinkTarget(dir, name));
+        RETURN_IF_ERROR(Emit(h));
+        break;
+      }
+      default:
+        h.type = type == S_IFCHR ? '3' : type == S_IFBLK ? '4' : '6';
+        if (type != S_IFIFO) {
+          h.major = major(node.st.st_rdev);
+          h.minor = minor(node.st.st_rdev);
+        }
+        RETURN_IF_ERROR(Emit(h));
+    }
+    for (const std::string& other : waiting) {
+      RETURN_IF_ERROR(EmitLink(other, path, node));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status EmitData(int dir, const std::string& name,
+                        const std::string& path, uint64_t size) {
+    os::UniqueFd fd(
+        ::openat(dir, name.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+    if (!fd.valid()) return os::ErrnoStatus(errno, absl::StrCat("open ", path));
+    if (buffer_.empty()) buffer_.resize(kCopyBytes);
+    for (uint64_t left = size; left > 0;) {
+      ASSIGN_OR_RETURN(const size_t n,
+                       os::ReadFull(fd.get(), buffer_.data(),
+                                    std::min<uint64_t>(left, buffer_.size())));
+      if (n == 0) {
+        return absl::AbortedError(
+            absl::StrCat(path, " shrank while it was read"));
+      }
+      RETURN_IF_ERROR(sink_(absl::string_view(buffer_.data(), n)));
+      left -= n;
+    }
+    return sink_(Padding(size));
+  }
+
+  absl::Status Emit(const Header& h) {
+    std::string pax;
+    if (NeedsPax(h.name)) pax += PaxRecord("path", h.name);
+    if (NeedsPax(h.link)) pax += PaxRecord("linkpath", h.link);
+    if (h.size > 077777777777) pax += PaxRecord("size", std::to_string(h.size));
+    if (h.uid > 07777777) pax += PaxRecord("uid", std::to_string(h.uid));
+    if (h.gid > 07777777) pax += PaxRecord("gid", std::to_string(h.gid));
+    if (h.mtime < 0) pax += PaxRecord("mtime", std::to_string(h.mtime));
+    if (!h.capability.empty()) {
+      pax +=
+          PaxRecord(absl::StrCat("SCHILY.xattr.", kCapability), h.capability);
+    }
+    if (!pax.empty()) {
+      Header extended;
+      extended.name =
+          "PaxHeaders.0/" + SplitName(h.name.back() == '/'
+                                          ? h.name.substr(0, h.name.size() - 1)
+                                          : h.name)
+                                .second.substr(0, 80);
+      // The field is for people; the record below has the name.
+      for (char& c : extended.name) {
+        if (static_cast<unsigned char>(c) >= 0x80) c = '_';
+      }
+      extended.type = 'x';
+      extended.size = pax.size();
+      RETURN_IF_ERROR(sink_(Block(extended)));
+      RETURN_IF_ERROR(sink_(pax));
+      RETURN_IF_ERROR(sink_(Padding(pax.size())));
+    }
+    return sink_(Block(h));
+  }
+
+  const std::optional<int64_t> mtime_max_;
+  const ByteSink& sink_;
+  std::map<std::string, Node> nodes_;   // The directories of `right`.
+  std::set<std::string> emitted_dirs_;  // Of those.
+  std::map<InodeKey, std::string> first_names_;
+  std::map<InodeKey, std::vector<std::string>> unchanged_names_;
+  std::string buffer_;
+};
+
+absl::Status Gzip(const ByteSink& sink,
+                  absl::FunctionRef<absl::Status(const ByteSink&)> produce) {
+  isal_zstream stream;
+  isal_deflate_init(&stream);
+  std::vector<uint8_t> level_buffer(ISAL_DEF_LVL2_DEFAULT);
+  stream.level = 2;
+  stream.level_buf = level_buffer.data();
+  stream.level_buf_size = level_buffer.size();
+  stream.gzip_flag = IGZIP_GZIP;
+  stream.flush = NO_FLUSH;
+  std::vector<uint8_t> out(kCopyBytes);
+  auto run = [&](absl::string_view data, bool end) -> absl::Status {
+    stream.next_in = reinterpret_cast<uint8_t*>(const_cast<char*>(data.data()));
+    stream.avail_in = data.size();
+    stream.end_of_stream = end;
+    do {
+      stream.next_out = out.data();
+      stream.avail_out = out.size();
+      if (isal_deflate(&stream) != COMP_OK) {
+        return absl::InternalError("deflate failed");
+      }
+      const size_t n = out.size() - stream.avail_out;
+      if (n > 0) {
+        RETURN_IF_ERROR(sink(
+            absl::string_view(reinterpret_cast<const char*>(out.data()), n)));
+      }
+    } while (stream.avail_out == 0 ||
+             (end && stream.internal_state.state != ZSTATE_END));
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(
+      produce([&](absl::string_view data) { return run(data, false); }));
+  return run("", true);
+}
+
+absl::Status Zstd(const ByteSink& sink,
+                  absl::FunctionRef<absl::Status(const ByteSink&)> produce) {
+  const std::unique_ptr<ZSTD_CStream, size_t (*)(ZSTD_CStream*)> stream(
+      ZSTD_createCStream(), ZSTD_freeCStream);
+  if (stream == nullptr) return absl::ResourceExhaustedError("zstd memory");
+  ZSTD_CCtx_setParameter(stream.get(), ZSTD_c_compressionLevel, 3);
+  std::vector<char> out(kCopyBytes);
+  auto run = [&](absl::string_view data, ZSTD_EndDirective end) {
+    ZSTD_inBuffer input{data.data(), data.size(), 0};
+    size_t left = 0;
+    do {
+      ZSTD_outBuffer output{out.data(), out.size(), 0};
+      left = ZSTD_compressStream2(stream.get(), &output, &input, end);
+      if (ZSTD_isError(left)) {
+        return absl::InternalError(
+            absl::StrCat("zstd: ", ZSTD_getErrorName(left)));
+      }
+      if (output.pos > 0) {
+        RETURN_IF_ERROR(sink(absl::string_view(out.data(), output.pos)));
+      }
+    } while (end == ZSTD_e_end ? left != 0 : input.pos < input.size);
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(produce(
+      [&](absl::string_view data) { return run(data, ZSTD_e_continue); }));
+  return run("", ZSTD_e_end);
+}
+
+}  // namespace
+
+absl::Status WriteDiff(const std::string& left, const std::string& right,
+                       std::optional<int64_t> mtime_max_seconds,
+                       const ByteSink& sink) {
+  ASSIGN_OR_RETURN(os::UniqueFd a, os::Open(left, O_RDONLY | O_DIRECTORY));
+  ASSIGN_OR_RETURN(os::UniqueFd b, os::Open(right, O_RDONLY | O_DIRECTORY));
+  return DiffWalk(mtime_max_seconds, sink).Run(a.get(), b.get());
+}
+
+absl::Status Compress(
+    Compression compression, const ByteSink& sink,
+    absl::FunctionRef<absl::Status(const ByteSink&)> produce) {
+  switch (compression) {
+    case Compression::kGzip:
+      return Gzip(sink, produce);
+    case Compression::kZstd:
+      return Zstd(sink, produce);
+    case Compression::kNone:
+      break;
+  }
+  return produce(sink);
+}
+
+std::vector<os::MountSpec> ReadOnlyMounts(
+    const std::vector<os::MountSpec>& mounts) {
+  std::vector<os::MountSpec> out;
+  for (os::MountSpec mount : mounts) {
+    std::string upper;
+    std::vector<std::string> options;
+    for (const std::string& option : mount.options) {
+      if (absl::StartsWith(option, "upperdir=")) {
+        upper = option.substr(sizeof("upperdir=") - 1);
+      } else if (!absl::StartsWith(option, "workdir=") && option != "rw" &&
+                 option != "ro") {
+        options.push_back(option);
+      }
+    }
+    if (mount.type == "overlay") {
+      for (std::string& option : options) {
+        if (upper.empty() || !absl::StartsWith(option, "lowerdir=")) continue;
+        option.insert(sizeof("lowerdir=") - 1, upper + ":");
+      }
+    } else {
+      options.push_back("ro");
+    }
+    mount.options = std::move(options);
+    out.push_back(std::move(mount));
+  }
+  return out;
+}
+
+}  // namespace bulkhead::snapshotter
