@@ -45,5 +45,8 @@ def normalise(text, daemon, ns):
                   "AGE", text)
     text = re.sub(r"/snapshots/\d+", "/snapshots/N", text)
     text = re.sub(r"elapsed: *[0-9.]+ ?s", "elapsed", text)
+    # ctr prints labels in the random order of a Go map.
+    text = re.sub(r"[^\s,]+=[^\s,]*(?:,[^\s]+=?[^\s]*)+",
+                  lambda match: ",".join(sorted(match.group().split(","))), text)
     # Column widths follow the longest cell.
     return "\n".join(re.sub(r"\s+", " ", line).strip() for line in text.splitlines())

@@ -33,7 +33,7 @@ def tearDownModule():
 
 
 class CtrCase(unittest.TestCase):
-    maxDiff = 4000
+    maxDiff = None
 
     def both(self, *args, compare=True, code=None, **kwargs):
         """Runs ctr on both; output and exit code must be the same."""
@@ -201,7 +201,7 @@ class Snapshots(CtrCase):
 
 class Running(CtrCase):
     def test_output_and_exit_codes(self):
-        for script, code in (("echo out; echo err >&2", 0), ("exit 3", 3), ("kill -9 $$", 137),
+        for script, code in (("echo out; echo err >&2", 0), ("exit 3", 3), ("sh -c 'kill -9 $$; :'; exit $?", 137),
                              ("exit 255", 255)):
             self.both("run", "--rm", busybox, "r1", "sh", "-c", script, code=code)
 
@@ -280,7 +280,7 @@ class Running(CtrCase):
         for daemon, ns in ((ours, OURS), (theirs, THEIRS)):
             proc.wait_for(lambda: re.search(r"life +\d+ +STOPPED",
                                             daemon.ctr("tasks", "ls", ns=ns).out), "the end")
-        self.both("tasks", "rm", "life", compare=False, code=137)
+        self.both("tasks", "rm", "life", compare=False, code=0)
         self.both("containers", "rm", "life", code=0)
         self.both("containers", "ls")
         self.both("containers", "info", "life", code=1)
