@@ -1,5 +1,3 @@
 #include "services/runtime/main.h"
 
-int main(int argc, char** argv) {
-  return bulkhead::runtime::RuntimeMain(argc, argv);
-}
+int main(int argc, char** argv) { return bulkhead::RuntimeMain(argc, argv); }

@@ -21,7 +21,8 @@
 #include "services/runtime/task_manager.h"
 #include "services/runtime/tasks_service.h"
 
-namespace bulkhead::runtime {
+namespace bulkhead {
+namespace runtime {
 namespace {
 
 constexpr char kBundleFolder[] = "io.containerd.runtime.v2.task";
@@ -78,6 +79,7 @@ absl::Status Serve(service::Context& context) {
 }
 
 }  // namespace
+}  // namespace runtime
 
 int RuntimeMain(int argc, char** argv) {
   return service::Main(argc, argv,
@@ -85,7 +87,7 @@ int RuntimeMain(int argc, char** argv) {
                         .summary = "Runs containers: the Tasks service, over "
                                    "one shim a container.",
                         .keep_privileges = true},
-                       Serve);
+                       runtime::Serve);
 }
 
-}  // namespace bulkhead::runtime
+}  // namespace bulkhead

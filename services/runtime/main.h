@@ -2,10 +2,10 @@
 #ifndef BULKHEAD_SERVICES_RUNTIME_MAIN_H_
 #define BULKHEAD_SERVICES_RUNTIME_MAIN_H_
 
-namespace bulkhead::runtime {
+namespace bulkhead {
 
 int RuntimeMain(int argc, char** argv);
 
-}  // namespace bulkhead::runtime
+}  // namespace bulkhead
 
 #endif  // BULKHEAD_SERVICES_RUNTIME_MAIN_H_
