@@ -241,8 +241,15 @@ absl::Status BlobFetch::Store(const std::string& bytes, const Labels& labels) {
     absl::Status status = opened.status();
     if (opened.ok()) {
       ingest_ = *std::move(opened);
-      RETURN_IF_ERROR(
-          os::PWriteFull(ingest_->fd(), bytes.data(), bytes.size(), 0));
+      // All there already: another namespace's blob that is shared with this
+      // one, behind a read-only descriptor, or an ingest cut off before its
+      // commit. The commit verifies either.
+      const int64_t there = ingest_->opened().offset_bytes;
+      if (there != static_cast<int64_t>(bytes.size())) {
+        if (there != 0) RETURN_IF_ERROR(ingest_->Truncate(0));
+        RETURN_IF_ERROR(
+            os::PWriteFull(ingest_->fd(), bytes.data(), bytes.size(), 0));
+      }
       status = ingest_->Commit(static_cast<int64_t>(bytes.size()), digest, all)
                    .status();
       ingest_.reset();
