@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <future>
@@ -443,9 +444,11 @@ TEST_P(RuntimeTest, TasksSurviveTheServicesDeath) {
   EXPECT_EQ(suite_.Delete("stays"), 137);
   EXPECT_TRUE(
       Eventually([&] { return suite_.metadata.Topics("ends").size() >= 4; }));
-  EXPECT_EQ(suite_.metadata.Topics("ends"),
-            (Topics{"/tasks/create", "/tasks/start", "/tasks/exit",
-                    "/tasks/delete"}));
+  // An event whose acknowledgement died with the service comes twice.
+  Topics topics = suite_.metadata.Topics("ends");
+  topics.erase(std::unique(topics.begin(), topics.end()), topics.end());
+  EXPECT_EQ(topics, (Topics{"/tasks/create", "/tasks/start", "/tasks/exit",
+                            "/tasks/delete"}));
 }
 
 TEST_P(RuntimeTest, DeadShimEndsItsTask) {
@@ -475,6 +478,9 @@ TEST_P(RuntimeTest, DeadShimEndsItsTask) {
 
 TEST_P(RuntimeTest, ShimThatDiedMeanwhileIsFoundDead) {
   suite_.Run("lost", "exec sleep 1000");
+  // What the shim has not sent yet would die with it.
+  ASSERT_TRUE(
+      Eventually([&] { return suite_.metadata.Topics("lost").size() == 2; }));
   suite_.EndService(SIGKILL);
   std::vector<pid_t> shims = suite_.Shims("lost");
   ASSERT_EQ(shims.size(), 1u);
