@@ -2,6 +2,8 @@
 
 #include <grpcpp/channel.h>
 
+#include <chrono>
+
 #include "lib/rpc/channel.h"
 #include "lib/rpc/context.h"
 #include "lib/rpc/status.h"
@@ -17,7 +19,8 @@ constexpr absl::Duration kRetryTimeout = absl::Seconds(3);
 class GrpcSnapshotBackend final : public SnapshotBackend {
  public:
   GrpcSnapshotBackend(const std::string& socket, std::string snapshotter)
-      : stub_(v1::Snapshots::NewStub(rpc::Connect(socket))),
+      : channel_(rpc::Connect(socket)),
+        stub_(v1::Snapshots::NewStub(channel_)),
         name_(std::move(snapshotter)) {}
 
   absl::StatusOr<Mounts> Prepare(const std::string& key,
@@ -145,6 +148,10 @@ class GrpcSnapshotBackend final : public SnapshotBackend {
   template <typename Request, typename Response>
   absl::Status Once(Method<Request, Response> method, const Request& request,
                     Response* response) {
+    // A service that is being restarted is back within this; the request is
+    // sent once all the same.
+    (void)channel_->WaitForConnected(std::chrono::system_clock::now() +
+                                     absl::ToChronoMicroseconds(kRetryTimeout));
     const auto context = rpc::MakeClientContext({});
     return rpc::FromGrpc(
         (stub_.get()->*method)(context.get(), request, response));
@@ -154,10 +161,14 @@ class GrpcSnapshotBackend final : public SnapshotBackend {
   template <typename Request, typename Response>
   absl::Status Retry(Method<Request, Response> method, const Request& request,
                      Response* response) {
-    return rpc::RetryUnavailable(
-        kRetryTimeout, [&] { return Once(method, request, response); });
+    return rpc::RetryUnavailable(kRetryTimeout, [&] {
+      const auto context = rpc::MakeClientContext({});
+      return rpc::FromGrpc(
+          (stub_.get()->*method)(context.get(), request, response));
+    });
   }
 
+  const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::Snapshots::Stub> stub_;
   const std::string name_;
 };
