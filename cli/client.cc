@@ -44,7 +44,12 @@ bool FromBuffer(const grpc::ByteBuffer& buffer, MessageLite* message) {
 // What the user should read instead of gRPC's own text.
 absl::Status Explain(const absl::Status& status, const std::string& address) {
   const std::string message = MessageOf(status);
-  if (!absl::IsUnavailable(status)) return status;
+  if (!absl::IsUnavailable(status)) {
+    // The class of an error says what its text may not: "x" was *not found*.
+    const std::string text = rpc::ClassText(status.code());
+    if (text.empty() || message.find(text) != std::string::npos) return status;
+    return absl::Status(status.code(), absl::StrCat(message, ": ", text));
+  }
   if (message.find("connect") == std::string::npos &&
       message.find("No such file") == std::string::npos &&
       message.find("Socket closed") == std::string::npos) {

@@ -119,7 +119,7 @@ TEST(User, Names) {
   EXPECT_EQ(user.uid, 1000u);
   EXPECT_EQ(user.gid, 1001u);
   EXPECT_EQ(user.home, "/home/bob");
-  EXPECT_THAT(user.additional_gids, ElementsAre(10u));
+  EXPECT_THAT(user.additional_gids, ElementsAre(1001u, 10u));
 }
 
 TEST(User, Numbers) {

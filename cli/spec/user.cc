@@ -83,8 +83,12 @@ absl::StatusOr<User> ResolveUser(const std::string& text,
                                               "' in the image's /etc/group"));
     }
     user.gid = gid;
-    return user;  // An explicit group is the only one.
+    user.additional_gids = {gid};  // An explicit group is the only one.
+    return user;
   }
+  // The primary group is a supplementary one too: otherwise dropping it would
+  // get around a file that refuses it (CVE-2022-36109).
+  user.additional_gids = {user.gid};
   if (name.empty()) return user;
   EachLine(group, 4, [&](const Fields& fields) {
     uint32_t gid = 0;
