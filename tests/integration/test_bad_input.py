@@ -58,6 +58,8 @@ class BadInput(unittest.TestCase):
         self.fails("-n", "-bad-", "images", saying=["-bad-"])
 
     def bad_registry(self, name, layers, **kwargs):
+        # A file of its own, so that no blob is known from another test.
+        layers = [images.tar_of(lambda add: add("mark", os.urandom(300000)))] + layers
         layout = images.Layout(os.path.join(s.dir, name))
         layout.image("1", layers, images.BUSYBOX_CONFIG, **kwargs)
         return badregistry.BadRegistry(layout)
@@ -73,7 +75,7 @@ class BadInput(unittest.TestCase):
             digest = self.layer_digest(bad, 0)
             with open(os.path.join(bad.layout.path, "blobs/sha256", digest[7:]), "rb") as f:
                 data = bytearray(f.read())
-            data[-20] ^= 1
+            data[-200] ^= 1
             bad.replace[digest] = bytes(data)
             self.fails("pull", bad.host + "/wrong:1", saying=[digest])
             bad.replace.clear()
