@@ -9,21 +9,26 @@ namespace bulkhead::runtime {
 std::unique_ptr<ttrpc::Server> ServeShimEvents(
     ttrpc::Reactor& reactor, os::UniqueFd listener,
     std::shared_ptr<TaskManager> tasks, EventForwarder& events) {
-  ttrpc::Server::Handler forward = [tasks, &events](
-                                       const ttrpc::Request& request,
-                                       ttrpc::Server::Reply reply) {
+  // Connections that are ending keep the handler a little longer than the
+  // server, and must not keep the manager with it.
+  ttrpc::Server::Handler forward = [weak = std::weak_ptr<TaskManager>(tasks),
+                                    &events](const ttrpc::Request& request,
+                                             ttrpc::Server::Reply reply) {
     containerd::services::events::ttrpc::v1::ForwardRequest message;
     if (!message.ParseFromString(request.payload)) {
       return reply(absl::InvalidArgumentError("malformed ForwardRequest"));
     }
     const absl::Status valid = ValidateEnvelope(message.envelope());
     if (!valid.ok()) return reply(valid);
-    tasks->Observe(message.envelope(), /*sent=*/false);
+    std::shared_ptr<TaskManager> manager = weak.lock();
+    if (manager == nullptr) {
+      return reply(absl::UnavailableError("the runtime service is stopping"));
+    }
+    manager->Observe(message.envelope(), /*sent=*/false);
     containerd::types::Envelope exit;
     if (message.envelope().topic() == "/tasks/exit") exit = message.envelope();
     events.Publish(std::move(*message.mutable_envelope()),
-                   [reply, exit, weak = std::weak_ptr<TaskManager>(tasks)](
-                       const absl::Status& status) {
+                   [reply, exit, weak](const absl::Status& status) {
                      if (!status.ok()) return reply(status);
                      if (auto manager = weak.lock()) {
                        manager->Observe(exit, /*sent=*/true);

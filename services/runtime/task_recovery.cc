@@ -90,7 +90,9 @@ TaskManager::~TaskManager() {
     if (task->log != nullptr) reactor_.Forget(task->log->get());
     task->changed.notify_all();
   }
-  // Hooks that were under way are over after one round of the reactor.
+  // Hooks that were under way are over after one round of the reactor; on its
+  // own thread there are none.
+  if (reactor_.OnThread()) return;
   std::mutex mutex;
   std::condition_variable passed;
   bool done = false;
