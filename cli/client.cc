@@ -50,9 +50,8 @@ absl::Status Explain(const absl::Status& status, const std::string& address) {
     if (text.empty() || message.find(text) != std::string::npos) return status;
     return absl::Status(status.code(), absl::StrCat(message, ": ", text));
   }
-  if (message.find("connect") == std::string::npos &&
-      message.find("No such file") == std::string::npos &&
-      message.find("Socket closed") == std::string::npos) {
+  // Our own socket, not one behind the gateway.
+  if (message.find("failed to connect to all addresses") == std::string::npos) {
     return status;
   }
   return absl::UnavailableError(absl::StrCat(

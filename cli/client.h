@@ -49,8 +49,8 @@ class Stream {
   virtual absl::Status Finish() = 0;
 };
 
-// Thread-safe. Errors are the server's, with containerd's class text removed;
-// kUnavailable names the socket and says how to start the suite.
+// Thread-safe. Errors are the server's and say their class ("not found") at
+// least once; kUnavailable names the socket and says how to start the suite.
 class Client {
  public:
   // Lazy: connects at the first call. `address` is a socket path.

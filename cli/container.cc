@@ -26,6 +26,7 @@ namespace tasks = containerd::services::tasks::v1;
 
 constexpr char kDefaultRoot[] = "/var/lib/bulkhead";
 constexpr absl::Duration kServicePatience = absl::Seconds(30);
+constexpr absl::Duration kWaitRetry = absl::Milliseconds(100);
 constexpr absl::Duration kKillGrace = absl::Seconds(10);
 
 absl::StatusOr<std::vector<ContainerRecord>> ListFiltered(
@@ -172,8 +173,19 @@ absl::StatusOr<ExitInfo> WaitTask(Client& client, const std::string& id,
     RETURN_IF_ERROR(
         client.Call(std::string(kTasks) + "Wait", request, &response, timeout));
   } else {
-    RETURN_IF_ERROR(client.CallPatiently(std::string(kTasks) + "Wait", request,
-                                         &response, kServicePatience));
+    // A wait lasts as long as it lasts; only the time without a service counts.
+    absl::Time answered_at = absl::Now();
+    for (;;) {
+      const absl::Time asked_at = absl::Now();
+      const absl::Status status =
+          client.Call(std::string(kTasks) + "Wait", request, &response);
+      if (status.ok()) break;
+      if (!absl::IsUnavailable(status)) return status;
+      const absl::Time now = absl::Now();
+      if (now - asked_at > kWaitRetry) answered_at = now;
+      if (now - answered_at > kServicePatience) return status;
+      absl::SleepFor(kWaitRetry);
+    }
   }
   return ExitInfo{response.exit_status(), ToTime(response.exited_at().seconds(),
                                                  response.exited_at().nanos())};

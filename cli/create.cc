@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
@@ -147,6 +148,10 @@ absl::Status WriteFile(const std::string& path, const std::string& data) {
   ASSIGN_OR_RETURN(
       const os::UniqueFd file,
       os::Open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0644));
+  // Readable in the container for everybody, whatever the umask.
+  if (::fchmod(file.get(), 0644) != 0) {
+    return os::ErrnoStatus(errno, "fchmod " + path);
+  }
   return os::WriteFull(file.get(), data.data(), data.size());
 }
 
