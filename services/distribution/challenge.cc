@@ -18,7 +18,9 @@ class Scanner {
 
   bool AtEnd() const { return at_ >= text_.size(); }
   char Peek() const { return AtEnd() ? '\0' : text_[at_]; }
-  void Skip() { ++at_; }
+  void Skip() {
+    if (!AtEnd()) ++at_;
+  }
   size_t at() const { return at_; }
   void Return(size_t at) { at_ = at; }
   void SkipSpaces() {

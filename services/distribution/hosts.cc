@@ -267,6 +267,9 @@ absl::StatusOr<std::vector<RegistryHost>> ParseHostsToml(
     RegistryHost host;
   };
   std::vector<Entry> entries;
+  if (root.contains("host") && !root["host"].is_table()) {
+    return Bad("host: not a table");
+  }
   if (const toml::table* hosts = root["host"].as_table()) {
     if (hosts->size() > kHostsMax) return Bad("more than 64 hosts");
     for (const auto& [url, node] : *hosts) {

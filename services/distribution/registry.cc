@@ -106,6 +106,18 @@ absl::Duration RetryAfter(const HttpResponse& response,
   return std::min(wait, kRetryAfterMax);
 }
 
+bool NobodyThere(const absl::Status& status) {
+  const std::string text = MessageOf(status);
+  return absl::StrContains(text, "Could not resolve") ||
+         absl::StrContains(text, "Failed to connect");
+}
+
+// UNAVAILABLE means that one of our services is down; a registry is not.
+absl::Status Final(const absl::Status& status) {
+  if (!absl::IsUnavailable(status)) return status;
+  return absl::UnknownError(status.message());
+}
+
 // "bytes 5-9/10" or "bytes 5-9/*".
 bool ParseContentRange(const std::string& text, int64_t* first,
                        int64_t* total) {
@@ -167,6 +179,11 @@ absl::Status Registry::ForStatus(const Host& host, const HttpResponse& response,
                    response.status);
   if (IsRetryable(response.status)) return absl::UnavailableError(text);
   return absl::UnknownError(text);
+}
+
+absl::Status Registry::NoSuchImage() const {
+  return absl::NotFoundError(
+      absl::StrCat("image ", options_.reference.str(), " in its registry"));
 }
 
 absl::StatusOr<HttpResponse> Registry::Follow(Host& host, const Ask& ask,
@@ -268,10 +285,7 @@ absl::StatusOr<HttpResponse> Registry::Send(Host& host, const Ask& ask) {
           attempt++ >= kAttemptsMax) {
         return failed;
       }
-      if (absl::StrContains(MessageOf(failed), "Could not resolve") ||
-          absl::StrContains(MessageOf(failed), "Failed to connect")) {
-        return failed;  // Nobody is there; the next host may be.
-      }
+      if (NobodyThere(failed)) return failed;  // The next host may be.
       Sleep(wait);
       wait *= 2;
       continue;
@@ -309,7 +323,7 @@ absl::StatusOr<Descriptor> Registry::ResolveAt(Host& host) {
   ask.body_bytes_max = oci::kDocumentBytesMax;
   ASSIGN_OR_RETURN(HttpResponse response, Send(host, ask));
   if (response.status == 404) {
-    return absl::NotFoundError(options_.reference.str());
+    return NoSuchImage();
   }
   Descriptor out;
   const std::string type = response.Header("content-type");
@@ -326,9 +340,7 @@ absl::StatusOr<Descriptor> Registry::ResolveAt(Host& host) {
     // A registry that keeps HEAD short, or does not know it: GET and look.
     ask.method = "GET";
     ASSIGN_OR_RETURN(response, Send(host, ask));
-    if (response.status == 404) {
-      return absl::NotFoundError(options_.reference.str());
-    }
+    if (response.status == 404) return NoSuchImage();
     if (response.status / 100 != 2) return ForStatus(host, response, object);
     const std::string got = response.Header("content-type");
     out.media_type = got.substr(0, got.find(';'));
@@ -345,7 +357,8 @@ absl::StatusOr<Descriptor> Registry::ResolveAt(Host& host) {
     digest = computed;
     size = static_cast<int64_t>(response.body.size());
     if (!oci::IsManifestType(out.media_type) &&
-        !oci::IsIndexType(out.media_type)) {
+        !oci::IsIndexType(out.media_type) &&
+        !oci::IsSchema1Type(out.media_type)) {
       out.media_type = oci::GuessMediaType(response.body);
     }
   }
@@ -370,7 +383,7 @@ absl::StatusOr<Descriptor> Registry::Resolve() {
     return absl::InvalidArgumentError(absl::StrCat(
         options_.reference.str(), ": a tag or a digest is needed"));
   }
-  absl::Status failed = absl::NotFoundError(options_.reference.str());
+  absl::Status failed = NoSuchImage();
   for (const auto& host : hosts_) {
     if (!host->config.resolve) continue;
     absl::StatusOr<Descriptor> got = ResolveAt(*host);
@@ -379,7 +392,7 @@ absl::StatusOr<Descriptor> Registry::Resolve() {
                            {"error", got.status().ToString()}});
     if (absl::IsNotFound(failed)) failed = got.status();
   }
-  return failed;
+  return Final(failed);
 }
 
 absl::StatusOr<std::string> Registry::FetchDocument(
@@ -548,6 +561,7 @@ absl::Status Registry::FetchBlob(
                            {"error", status.ToString()}});
       if (first || absl::IsNotFound(failed)) failed = status;
       if (!absl::IsUnavailable(status)) break;
+      if (NobodyThere(status) && &source != &sources.back()) break;
       idle = offset > before ? 0 : idle + 1;
       if (offset > before) wait = kBackOffStart;
       if (idle > kIdleReopensMax || ++reopens > kReopensMax) break;
@@ -556,7 +570,7 @@ absl::Status Registry::FetchBlob(
     }
     first = false;
   }
-  return failed;
+  return Final(failed);
 }
 
 }  // namespace bulkhead::distribution

@@ -38,8 +38,8 @@ struct RegistryOptions {
 
 // All errors name the registry and the object. Common ones:
 //   kNotFound, kUnauthenticated, kPermissionDenied (as the registry says),
-//   kUnavailable (after retries), kResourceExhausted (a limit), kCancelled,
-//   kDataLoss: bytes that do not match their digest or size.
+//   kUnknown (no answer after retries), kResourceExhausted (a limit),
+//   kCancelled, kDataLoss: bytes that do not match their digest or size.
 class Registry {
  public:
   explicit Registry(RegistryOptions options);
@@ -87,6 +87,7 @@ class Registry {
       int64_t* offset_bytes, bool* fatal);
   absl::Status ForStatus(const Host& host, const HttpResponse& response,
                          const std::string& object) const;
+  absl::Status NoSuchImage() const;
   void Sleep(absl::Duration time) const;
   bool Cancelled() const { return options_.cancelled && options_.cancelled(); }
 
