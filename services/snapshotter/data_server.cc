@@ -176,6 +176,12 @@ void DataServer::Serve(int raw) {
   } else {
     (void)dataplane::SendError(raw, result.status());
   }
+  // Closing with packets unread would reset the connection and the peer would
+  // lose the answer: refuse more, then take what is there.
+  ::shutdown(raw, SHUT_RD);
+  char packet[64];
+  while (::recv(raw, packet, sizeof(packet), MSG_DONTWAIT) > 0) {
+  }
   std::lock_guard lock(mutex_);
   sessions_.erase(raw);
   os::UniqueFd(raw).Reset();
