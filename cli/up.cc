@@ -30,6 +30,7 @@
 #include "lib/config/config.h"
 #include "lib/log/log.h"
 #include "lib/os/fd.h"
+#include "lib/os/memory.h"
 #include "lib/os/socket.h"
 
 extern char** environ;
@@ -189,6 +190,7 @@ class Supervisor {
       std::printf("bulkhead is ready: %s\n", config_.GatewayAddress().c_str());
       std::fflush(stdout);
       os::NotifySystemd("READY=1");
+      os::ReleaseIdleMemory();
     }
     while (!stop_) {
       StartDue();

@@ -23,6 +23,7 @@
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
 #include "lib/log/log.h"
+#include "lib/os/memory.h"
 #include "lib/os/socket.h"
 #include "lib/stats/stats.h"
 
@@ -31,6 +32,9 @@ namespace {
 
 constexpr char kDefaultConfig[] = "/etc/bulkhead/config.toml";
 constexpr absl::Duration kDrainGrace = absl::Seconds(2);
+// Start-up's pages go back once it is over, and again now and then.
+constexpr absl::Duration kFirstRelease = absl::Seconds(1);
+constexpr absl::Duration kNextRelease = absl::Seconds(60);
 constexpr int kExitFailed = 1;
 constexpr int kExitUsage = 2;
 
@@ -228,9 +232,16 @@ class ContextImpl : public Context {
     ::sigaddset(&signals, SIGTERM);
     ::sigaddset(&signals, SIGINT);
     ::sigaddset(&signals, SIGHUP);
+    timespec release = absl::ToTimespec(kFirstRelease);
     for (;;) {
-      int signal = 0;
-      if (::sigwait(&signals, &signal) != 0) continue;
+      const int signal = ::sigtimedwait(&signals, nullptr, &release);
+      if (signal < 0) {
+        if (errno == EAGAIN) {
+          os::ReleaseIdleMemory();
+          release = absl::ToTimespec(kNextRelease);
+        }
+        continue;
+      }
       if (signal != SIGHUP) return;
       absl::StatusOr<config::Config> fresh = ReadConfig(flags_);
       if (!fresh.ok()) {
