@@ -50,3 +50,13 @@ def normalise(text, daemon, ns):
                   lambda match: ",".join(sorted(match.group().split(","))), text)
     # Column widths follow the longest cell.
     return "\n".join(re.sub(r"\s+", " ", line).strip() for line in text.splitlines())
+
+
+def let_crun_work():
+    """crun refuses a hybrid cgroup host until hugetlb is a version 1 hierarchy."""
+    where = "/sys/fs/cgroup/hugetlb"
+    if not os.path.isdir("/sys/fs/cgroup/unified") or os.path.ismount(where):
+        return
+    os.makedirs(where, exist_ok=True)
+    proc.run(["mount", "-t", "cgroup", "-o", "hugetlb", "cgroup", where], check=True)
+    atexit.register(proc.run, ["umount", where])

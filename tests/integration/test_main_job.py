@@ -172,8 +172,14 @@ class Run(unittest.TestCase):
         s.cli("rm", "once", check=True)
 
     def test_crun(self):
-        result = s.cli("run", "--rm", busybox, "true")
-        self.assertEqual(0, result.code, repr(result))
+        common.let_crun_work()
+        result = s.cli("run", "--rm", "--runtime", "crun", busybox, "sh", "-c", "echo c; exit 5")
+        self.assertEqual((5, "c\n"), (result.code, result.out), repr(result))
+
+    def test_debians_shim(self):
+        result = s.cli("run", "--rm", "--runtime", "io.containerd.runc.v2", busybox, "sh", "-c",
+                       "echo d; exit 6")
+        self.assertEqual((6, "d\n"), (result.code, result.out), repr(result))
 
     def test_namespaces_are_apart(self):
         self.assertNotIn("busybox", s.cli("images", ns="other").out)
