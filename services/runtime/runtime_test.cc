@@ -442,6 +442,15 @@ TEST_P(RuntimeTest, TasksSurviveTheServicesDeath) {
   ASSERT_TRUE(suite_.Kill("stays", SIGKILL).ok());
   EXPECT_EQ(exit.get(), 137);
   EXPECT_EQ(suite_.Delete("stays"), 137);
+  if (std::string(GetParam()) == "io.containerd.runc.v2") {
+    // Debian's shim sends an event that found nobody again after a second,
+    // unless it is deleted before: what it drops nobody else knows of.
+    EXPECT_TRUE(Eventually([&] {
+      const Topics topics = suite_.metadata.Topics("ends");
+      return !topics.empty() && topics.back() == "/tasks/delete";
+    }));
+    return;
+  }
   EXPECT_TRUE(
       Eventually([&] { return suite_.metadata.Topics("ends").size() >= 4; }));
   // An event whose acknowledgement died with the service comes twice.
