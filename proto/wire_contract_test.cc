@@ -7,12 +7,12 @@
 #include <string>
 #include <vector>
 
-#include "google/protobuf/descriptor.pb.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "google/protobuf/descriptor.pb.h"
 #include "proto/containerd/events/container.pb.h"
 #include "proto/containerd/events/content.pb.h"
 #include "proto/containerd/events/image.pb.h"

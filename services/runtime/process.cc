@@ -5,7 +5,6 @@
 #include <signal.h>
 #include <spawn.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
+#include "lib/os/pidfd.h"
 
 namespace bulkhead::runtime {
 namespace {
@@ -50,10 +50,6 @@ absl::StatusOr<Pipe> MakePipe() {
   int fds[2];
   if (::pipe2(fds, O_CLOEXEC) != 0) return os::ErrnoStatus(errno, "pipe");
   return Pipe{os::UniqueFd(fds[0]), os::UniqueFd(fds[1])};
-}
-
-int PidfdOpen(pid_t pid) {
-  return static_cast<int>(::syscall(SYS_pidfd_open, pid, 0));
 }
 
 int PollMs(absl::Time until) {
@@ -113,7 +109,7 @@ absl::StatusOr<CommandResult> RunCommand(const Command& command) {
   errors.write.Reset();
   input.Reset();
 
-  os::UniqueFd pidfd(PidfdOpen(pid));
+  os::UniqueFd pidfd = os::OpenPidfd(pid);
   CommandResult result;
   absl::Time until = absl::Now() + command.timeout;
   bool exited = false;
@@ -155,7 +151,7 @@ absl::StatusOr<CommandResult> RunCommand(const Command& command) {
 
 os::UniqueFd OpenProcess(pid_t pid, pid_t parent) {
   if (pid <= 0) return os::UniqueFd();
-  os::UniqueFd fd(PidfdOpen(pid));
+  os::UniqueFd fd = os::OpenPidfd(pid);
   if (!fd.valid() || parent <= 0) return fd;
   // Checked after opening: a number that was reused has another parent.
   absl::StatusOr<std::string> stat =
@@ -190,7 +186,7 @@ bool AwaitExit(const os::UniqueFd& pidfd, absl::Duration timeout) {
 
 void SendSignal(const os::UniqueFd& pidfd, int signal) {
   if (!pidfd.valid()) return;
-  ::syscall(SYS_pidfd_send_signal, pidfd.get(), signal, nullptr, 0);
+  (void)os::SendPidfdSignal(pidfd, signal);  // It may have ended.
 }
 
 }  // namespace bulkhead::runtime
