@@ -62,6 +62,21 @@ class Pull(unittest.TestCase):
         s.cli("pull", debian, check=True)
         self.assertEqual(before, registry.requests("GET", "/blobs/"))
 
+    def test_removing_an_image_frees_everything(self):
+        with suite.Suite() as other:
+            other.cli("pull", debian, check=True)
+            other.cli("rmi", debian, check=True)
+
+            def files():
+                return [os.path.join(base, name)
+                        for folder in ("content/blobs", "content/ingest",
+                                       "snapshotter/overlayfs/snapshots")
+                        for base, _, names in os.walk(os.path.join(other.root, folder))
+                        for name in names]
+
+            proc.wait_for(lambda: not files(), "bytes to be freed: %r" % files()[:5])
+            self.assertEqual("", other.ctr("content", "ls", "-q").out)
+
     def test_zstd(self):
         image = registry.host + "/busybox:zstd"
         s.cli("pull", image, check=True)
