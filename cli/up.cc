@@ -28,6 +28,7 @@
 #include "absl/strings/strip.h"
 #include "lib/base/status_macros.h"
 #include "lib/config/config.h"
+#include "lib/config/flags.h"
 #include "lib/log/log.h"
 #include "lib/os/fd.h"
 #include "lib/os/memory.h"
@@ -55,7 +56,6 @@ const std::vector<std::vector<std::string>>& Levels() {
 constexpr const char* kBuiltIn[] = {"content", "metadata", "runtime",
                                     "gateway"};
 
-constexpr char kDefaultConfig[] = "/etc/bulkhead/config.toml";
 constexpr milliseconds kBackOffMin{100};
 constexpr milliseconds kBackOffMax{5000};
 // A service that ran this long starts again without delay.
@@ -65,14 +65,8 @@ constexpr milliseconds kStopTimeout{5000};
 constexpr size_t kLineBytesMax = 64 << 10;
 constexpr int kReadyFd = 3;
 
-struct UpFlags {
-  std::string config;
-  std::string root;
-  std::string state;
-  std::string log_level;
-  std::string log_format;
-  std::string without;
-  bool help = false;
+struct UpFlags : config::Flags {
+  std::string without;  // --without NAMES
 };
 
 void PrintHelp() {
@@ -86,55 +80,7 @@ void PrintHelp() {
       "  --log-level LEVEL    debug, info, warn or error\n"
       "  --log-format FORMAT  text or json\n"
       "  --without NAMES      services not to start, comma-separated\n",
-      kDefaultConfig);
-}
-
-absl::StatusOr<UpFlags> ParseFlags(int argc, char** argv) {
-  UpFlags flags;
-  const std::pair<const char*, std::string*> values[] = {
-      {"--config", &flags.config},         {"--root", &flags.root},
-      {"--state", &flags.state},           {"--log-level", &flags.log_level},
-      {"--log-format", &flags.log_format}, {"--without", &flags.without}};
-  int i = 1;
-  if (i < argc && std::strcmp(argv[i], "up") == 0) ++i;
-  for (; i < argc; ++i) {
-    std::string name = argv[i];
-    if (name == "--help" || name == "-h") {
-      flags.help = true;
-      continue;
-    }
-    std::string value;
-    const size_t equals = name.find('=');
-    const bool has_value = equals != std::string::npos;
-    if (has_value) {
-      value = name.substr(equals + 1);
-      name.resize(equals);
-    }
-    const auto found = std::find_if(
-        std::begin(values), std::end(values),
-        [&](const auto& candidate) { return name == candidate.first; });
-    if (found == std::end(values)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("unknown flag '", name, "'; see bulkhead up --help"));
-    }
-    if (!has_value) {
-      if (i + 1 >= argc) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("flag '", name, "' needs a value"));
-      }
-      value = argv[++i];
-    }
-    *found->second = value;
-  }
-  return flags;
-}
-
-void MakeAbsolute(std::string* path) {
-  if (path->empty() || (*path)[0] == '/') return;
-  char* here = ::getcwd(nullptr, 0);
-  if (here == nullptr) return;
-  *path = absl::StrCat(here, "/", *path);
-  std::free(here);
+      config::kDefaultPath);
 }
 
 // Holds `path` locked, with our process number in it, until destroyed.
@@ -579,18 +525,6 @@ class Supervisor {
   bool stopping_ = false;  // Nothing is started again.
 };
 
-absl::StatusOr<config::Config> ReadConfig(const UpFlags& flags) {
-  config::Config config;
-  if (!flags.config.empty()) {
-    ASSIGN_OR_RETURN(config, config::Load(flags.config));
-  } else if (::access(kDefaultConfig, F_OK) == 0) {
-    ASSIGN_OR_RETURN(config, config::Load(kDefaultConfig));
-  }
-  if (!flags.root.empty()) config.root = flags.root;
-  if (!flags.state.empty()) config.state = flags.state;
-  return config;
-}
-
 int Complain(const absl::Status& status) {
   std::fprintf(stderr, "bulkhead up: %s\n", MessageOf(status).c_str());
   return 2;
@@ -599,20 +533,25 @@ int Complain(const absl::Status& status) {
 }  // namespace
 
 int UpMain(int argc, char** argv) {
-  absl::StatusOr<UpFlags> flags = ParseFlags(argc, argv);
-  if (flags.ok() && flags->help) {
+  // `bulkhead up ...` and a program called bulkhead-up both end here.
+  if (argc > 1 && std::strcmp(argv[1], "up") == 0) {
+    --argc;
+    ++argv;
+  }
+  UpFlags flags;
+  absl::StatusOr<config::Flags> parsed =
+      config::ParseFlags(argc, argv, {{"--without", &flags.without}});
+  if (!parsed.ok()) return Complain(parsed.status());
+  static_cast<config::Flags&>(flags) = *std::move(parsed);
+  if (flags.help) {
     PrintHelp();
     return 0;
   }
-  if (!flags.ok()) return Complain(flags.status());
-  for (std::string* path : {&flags->config, &flags->root, &flags->state}) {
-    MakeAbsolute(path);
-  }
-  absl::StatusOr<config::Config> config = ReadConfig(*flags);
+  absl::StatusOr<config::Config> config = config::LoadWithFlags(flags);
   if (!config.ok()) return Complain(config.status());
   log::Init("up", config->log.level, config->log.format);
   ::umask(022);
-  Supervisor supervisor(std::move(*config), *flags);
+  Supervisor supervisor(std::move(*config), flags);
   return supervisor.Run();
 }
 

@@ -11,7 +11,6 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <map>
@@ -23,7 +22,7 @@
 #include "lib/log/log.h"
 #include "lib/os/socket.h"
 #include "lib/rpc/status.h"
-#include "lib/stats/stats.h"
+#include "lib/stats/method_stats.h"
 
 namespace bulkhead::rpc {
 namespace {
@@ -31,66 +30,21 @@ namespace {
 // More calls than this at once wait for a thread.
 constexpr int kThreadsMax = 512;
 
-const char* CodeName(int code) {
-  static constexpr const char* kNames[] = {"OK",
-                                           "Canceled",
-                                           "Unknown",
-                                           "InvalidArgument",
-                                           "DeadlineExceeded",
-                                           "NotFound",
-                                           "AlreadyExists",
-                                           "PermissionDenied",
-                                           "ResourceExhausted",
-                                           "FailedPrecondition",
-                                           "Aborted",
-                                           "OutOfRange",
-                                           "Unimplemented",
-                                           "Internal",
-                                           "Unavailable",
-                                           "DataLoss",
-                                           "Unauthenticated"};
-  return code >= 0 && code <= 16 ? kNames[code] : "Unknown";
-}
-
-// The counters of one method, looked up once.
-struct MethodStats {
-  std::string service;
-  std::string method;
-  stats::Value* started = nullptr;
-  stats::Histogram* latency = nullptr;
-  std::atomic<stats::Value*> handled[17] = {};
-
-  stats::Value* Handled(int code) {
-    if (code < 0 || code > 16) code = 2;
-    stats::Value* value = handled[code].load(std::memory_order_acquire);
-    if (value == nullptr) {
-      value = stats::Counter("grpc_server_handled_total",
-                             {{"grpc_service", service},
-                              {"grpc_method", method},
-                              {"grpc_code", CodeName(code)}});
-      handled[code].store(value, std::memory_order_release);
-    }
-    return value;
-  }
-};
-
-MethodStats* StatsOf(const char* path) {
+// The counters of a method ("/service/Method"), looked up once a call.
+stats::MethodStats* StatsOf(const char* path) {
   static auto* mutex = new std::mutex;
-  static auto* methods = new std::map<std::string, MethodStats*>;
+  static auto* methods =
+      new std::map<std::string, std::unique_ptr<stats::MethodStats>>;
   std::lock_guard<std::mutex> lock(*mutex);
-  MethodStats*& found = (*methods)[path];
-  if (found != nullptr) return found;
-  found = new MethodStats;
-  const std::string text = path;  // "/service/Method"
-  const size_t slash = text.rfind('/');
-  found->service =
-      slash == 0 || slash == std::string::npos ? "" : text.substr(1, slash - 1);
-  found->method = text.substr(slash + 1);
-  const stats::Labels labels = {{"grpc_service", found->service},
-                                {"grpc_method", found->method}};
-  found->started = stats::Counter("grpc_server_started_total", labels);
-  found->latency = stats::Latency("grpc_server_handling_seconds", labels);
-  return found;
+  std::unique_ptr<stats::MethodStats>& found = (*methods)[path];
+  if (found == nullptr) {
+    const std::string text = path;
+    const size_t slash = text.rfind('/');
+    const bool whole = slash != 0 && slash != std::string::npos;
+    found = std::make_unique<stats::MethodStats>(
+        whole ? text.substr(1, slash - 1) : "", text.substr(slash + 1));
+  }
+  return found.get();
 }
 
 class CallStats : public grpc::experimental::Interceptor {
@@ -98,18 +52,17 @@ class CallStats : public grpc::experimental::Interceptor {
   explicit CallStats(grpc::experimental::ServerRpcInfo* info)
       : method_(StatsOf(info->method())),
         started_at_(std::chrono::steady_clock::now()) {
-    method_->started->Add();
+    method_->Started();
   }
 
   void Intercept(grpc::experimental::InterceptorBatchMethods* batch) override {
     if (batch->QueryInterceptionHookPoint(
             grpc::experimental::InterceptionHookPoints::PRE_SEND_STATUS)) {
       const grpc::Status status = batch->GetSendStatus();
-      method_->Handled(status.error_code())->Add();
-      method_->latency->ObserveMicros(
-          std::chrono::duration_cast<std::chrono::microseconds>(
-              std::chrono::steady_clock::now() - started_at_)
-              .count());
+      method_->Handled(status.error_code(),
+                       std::chrono::duration_cast<std::chrono::microseconds>(
+                           std::chrono::steady_clock::now() - started_at_)
+                           .count());
       if (!status.ok()) LogFailure(status);
     }
     batch->Proceed();
@@ -123,13 +76,13 @@ class CallStats : public grpc::experimental::Interceptor {
     const log::Level level = ours ? log::Level::kError : log::Level::kDebug;
     if (!log::Enabled(level)) return;
     log::Write(level, "call failed",
-               {{"service", method_->service},
-                {"method", method_->method},
-                {"code", CodeName(status.error_code())},
+               {{"service", method_->service()},
+                {"method", method_->method()},
+                {"code", stats::GrpcCodeName(status.error_code())},
                 {"error", status.error_message()}});
   }
 
-  MethodStats* method_;
+  stats::MethodStats* method_;
   std::chrono::steady_clock::time_point started_at_;
 };
 

@@ -22,6 +22,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
+#include "lib/config/flags.h"
 #include "lib/log/log.h"
 #include "lib/os/memory.h"
 #include "lib/os/socket.h"
@@ -30,23 +31,12 @@
 namespace bulkhead::service {
 namespace {
 
-constexpr char kDefaultConfig[] = "/etc/bulkhead/config.toml";
 constexpr absl::Duration kDrainGrace = absl::Seconds(2);
 // Start-up's pages go back once it is over, and again now and then.
 constexpr absl::Duration kFirstRelease = absl::Seconds(1);
 constexpr absl::Duration kNextRelease = absl::Seconds(60);
 constexpr int kExitFailed = 1;
 constexpr int kExitUsage = 2;
-
-struct Flags {
-  std::string config;
-  std::string root;
-  std::string state;
-  std::string log_level;
-  std::string log_format;
-  bool help = false;
-  bool version = false;
-};
 
 void PrintHelp(const Options& options) {
   std::printf(
@@ -58,83 +48,7 @@ void PrintHelp(const Options& options) {
       "  --log-format FORMAT text or json\n"
       "  --version           print the version and exit\n"
       "  --help              this text\n",
-      options.name.c_str(), options.summary.c_str(), kDefaultConfig);
-}
-
-absl::StatusOr<Flags> ParseFlags(int argc, char** argv) {
-  Flags flags;
-  const std::pair<const char*, std::string*> values[] = {
-      {"--config", &flags.config},
-      {"--root", &flags.root},
-      {"--state", &flags.state},
-      {"--log-level", &flags.log_level},
-      {"--log-format", &flags.log_format}};
-  for (int i = 1; i < argc; ++i) {
-    std::string name = argv[i];
-    if (name == "--help" || name == "-h") {
-      flags.help = true;
-      continue;
-    }
-    if (name == "--version") {
-      flags.version = true;
-      continue;
-    }
-    std::string value;
-    const size_t equals = name.find('=');
-    const bool inline_value = equals != std::string::npos;
-    if (inline_value) {
-      value = name.substr(equals + 1);
-      name.resize(equals);
-    }
-    const auto found = std::find_if(
-        std::begin(values), std::end(values),
-        [&](const auto& candidate) { return name == candidate.first; });
-    if (found == std::end(values)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("unknown flag '", name, "'; see --help"));
-    }
-    if (!inline_value) {
-      if (i + 1 >= argc) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("flag '", name, "' needs a value"));
-      }
-      value = argv[++i];
-    }
-    *found->second = value;
-  }
-  return flags;
-}
-
-absl::StatusOr<config::Config> ReadConfig(const Flags& flags) {
-  config::Config config;
-  if (!flags.config.empty()) {
-    ASSIGN_OR_RETURN(config, config::Load(flags.config));
-  } else if (::access(kDefaultConfig, F_OK) == 0) {
-    ASSIGN_OR_RETURN(config, config::Load(kDefaultConfig));
-  }
-  // The rest of the flags is checked by the same parser.
-  std::string overrides;
-  if (!flags.log_level.empty() || !flags.log_format.empty()) {
-    const std::string level =
-        flags.log_level.empty() ? "info" : flags.log_level;
-    const std::string format =
-        flags.log_format.empty() ? "text" : flags.log_format;
-    ASSIGN_OR_RETURN(config::Config parsed,
-                     config::Parse(absl::StrCat("log = {level = '", level,
-                                                "', format = '", format, "'}"),
-                                   "--log-level, --log-format"));
-    if (!flags.log_level.empty()) config.log.level = parsed.log.level;
-    if (!flags.log_format.empty()) config.log.format = parsed.log.format;
-  }
-  if (!flags.root.empty()) config.root = flags.root;
-  if (!flags.state.empty()) config.state = flags.state;
-  for (const std::string* path : {&config.root, &config.state}) {
-    if (!absl::StartsWith(*path, "/")) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "--root and --state must be absolute, not '", *path, "'"));
-    }
-  }
-  return config;
+      options.name.c_str(), options.summary.c_str(), config::kDefaultPath);
 }
 
 absl::Status DropCapabilities(const std::vector<int>& keep) {
@@ -170,7 +84,7 @@ absl::Status DropCapabilities(const std::vector<int>& keep) {
 
 class ContextImpl : public Context {
  public:
-  ContextImpl(Options options, Flags flags, config::Config config)
+  ContextImpl(Options options, config::Flags flags, config::Config config)
       : options_(std::move(options)),
         flags_(std::move(flags)),
         config_(std::move(config)),
@@ -243,7 +157,7 @@ class ContextImpl : public Context {
         continue;
       }
       if (signal != SIGHUP) return;
-      absl::StatusOr<config::Config> fresh = ReadConfig(flags_);
+      absl::StatusOr<config::Config> fresh = config::LoadWithFlags(flags_);
       if (!fresh.ok()) {
         log::Error("reload refused, the old configuration stays",
                    {{"error", MessageOf(fresh.status())}});
@@ -255,7 +169,7 @@ class ContextImpl : public Context {
   }
 
   Options options_;
-  Flags flags_;
+  config::Flags flags_;
   config::Config config_;
   std::vector<std::pair<std::string, os::UniqueFd>> activated_;
   std::function<void(const config::Config&)> reload_hook_;
@@ -280,7 +194,7 @@ absl::Status Confine(const Options& options) {
 
 int Main(int argc, char** argv, const Options& options,
          const std::function<absl::Status(Context&)>& body) {
-  const absl::StatusOr<Flags> flags = ParseFlags(argc, argv);
+  const absl::StatusOr<config::Flags> flags = config::ParseFlags(argc, argv);
   if (!flags.ok()) return Fail(options, flags.status(), kExitUsage);
   if (flags->help) {
     PrintHelp(options);
@@ -290,7 +204,7 @@ int Main(int argc, char** argv, const Options& options,
     std::printf("bulkhead-%s %s\n", options.name.c_str(), kProductVersion);
     return 0;
   }
-  absl::StatusOr<config::Config> config = ReadConfig(*flags);
+  absl::StatusOr<config::Config> config = config::LoadWithFlags(*flags);
   if (!config.ok()) return Fail(options, config.status(), kExitUsage);
   log::Init(options.name, config->log.level, config->log.format);
 

@@ -1,5 +1,4 @@
-// Counts calls by service, method and code, with the names that every service
-// of the suite uses (lib/rpc). Not thread-safe.
+// Finds the counters of a method by its path. Not thread-safe.
 #ifndef BULKHEAD_SERVICES_GATEWAY_CALL_STATS_H_
 #define BULKHEAD_SERVICES_GATEWAY_CALL_STATS_H_
 
@@ -7,25 +6,11 @@
 #include <memory>
 #include <string>
 
-#include "lib/stats/stats.h"
+#include "lib/stats/method_stats.h"
 
 namespace bulkhead::gateway {
 
-class MethodStats {
- public:
-  MethodStats(const std::string& service, const std::string& method);
-  void Started() { started_->Add(); }
-  // `code` is what the client saw; anything that is no gRPC code counts as
-  // Unknown.
-  void Handled(int code, int64_t micros);
-
- private:
-  std::string service_;
-  std::string method_;
-  stats::Value* started_;
-  stats::Histogram* latency_;
-  stats::Value* handled_[17] = {};
-};
+using stats::MethodStats;
 
 class CallStats {
  public:
