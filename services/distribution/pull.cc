@@ -55,9 +55,13 @@ class Puller {
     return parents;
   }
 
+  // From the store if it is there, else from the registry; verified.
   absl::StatusOr<std::string> Document(
       const Descriptor& node, const std::vector<std::string>& parents) {
     context_.progress->Set(node, "waiting", 0, parents);
+    absl::StatusOr<std::string> stored =
+        ReadStoredDocument(*context_.store, node);
+    if (stored.ok()) return stored;
     return context_.registry->FetchDocument(node);
   }
 

@@ -570,6 +570,10 @@ absl::Status Registry::FetchBlob(
     }
     first = false;
   }
+  if (!absl::StrContains(MessageOf(failed), descriptor.digest.str())) {
+    failed =
+        Annotate(failed, absl::StrCat("fetching ", descriptor.digest.str()));
+  }
   return Final(failed);
 }
 

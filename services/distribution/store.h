@@ -66,6 +66,12 @@ class Store {
   virtual absl::Status PutImage(const ImageRecord& image) = 0;
 };
 
+// A manifest, index or config out of the store, its digest verified.
+// Errors: kNotFound: not there. kDataLoss: other bytes than the descriptor
+//   says. kResourceExhausted: over oci::kDocumentBytesMax.
+absl::StatusOr<std::string> ReadStoredDocument(
+    Store& store, const oci::Descriptor& descriptor);
+
 }  // namespace bulkhead::distribution
 
 #endif  // BULKHEAD_SERVICES_DISTRIBUTION_STORE_H_
