@@ -20,6 +20,7 @@
 #include "absl/strings/str_join.h"
 #include "lib/base/status_macros.h"
 #include "lib/os/fd.h"
+#include "lib/os/idmap.h"
 
 namespace bulkhead::os {
 namespace {
@@ -109,10 +110,42 @@ absl::Status FsConfig(int fs, unsigned command, const std::string& key,
   return ErrnoStatus(error, absl::StrCat("fsconfig ", key, FsContextText(fs)));
 }
 
-// Overlay whose options do not fit in the page mount(2) takes: one lower
-// folder an fsconfig call.
+absl::Status Attach(const UniqueFd& mount, int target) {
+  if (::syscall(SYS_move_mount, mount.get(), "", target, "",
+                MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) != 0) {
+    return ErrnoStatus(errno, "move_mount");
+  }
+  return absl::OkStatus();
+}
+
+// One lower folder of an overlay being made; as `user_ns` maps it if valid:
+// then what is added to `keep` must stay open until the overlay is made.
+absl::Status AddLower(int fs, const std::string& path, int user_ns,
+                      std::vector<UniqueFd>* keep) {
+  if (user_ns < 0) {
+    return FsConfig(fs, FSCONFIG_SET_STRING, "lowerdir+", path.c_str());
+  }
+  ASSIGN_OR_RETURN(UniqueFd lower, CloneIdMapped(path, user_ns, 0, false));
+  if (::syscall(SYS_fsconfig, fs, FSCONFIG_SET_FD, "lowerdir+", nullptr,
+                lower.get()) != 0) {
+    const int error = errno;
+    return ErrnoStatus(
+        error, absl::StrCat("fsconfig lowerdir+ ", path, FsContextText(fs)));
+  }
+  keep->push_back(std::move(lower));
+  return absl::OkStatus();
+}
+
+// Overlay whose options do not fit in the page mount(2) takes, or with mapped
+// lower folders: one lower folder an fsconfig call.
 absl::Status MountOverlay(const MountSpec& spec, const MountFlags& parsed,
                           int target) {
+  std::vector<UniqueFd> keep;
+  UniqueFd user_ns;
+  if (!parsed.uid_map.empty()) {
+    ASSIGN_OR_RETURN(user_ns,
+                     OpenIdMapNamespace(parsed.uid_map, parsed.gid_map));
+  }
   UniqueFd fs(static_cast<int>(
       ::syscall(SYS_fsopen, spec.type.c_str(), FSOPEN_CLOEXEC)));
   if (!fs.valid()) return ErrnoStatus(errno, "fsopen overlay");
@@ -139,8 +172,7 @@ absl::Status MountOverlay(const MountSpec& spec, const MountFlags& parsed,
       } else if (i < value.size() && value[i] != ':') {
         lower.push_back(value[i]);
       } else if (!lower.empty()) {
-        RETURN_IF_ERROR(FsConfig(fs.get(), FSCONFIG_SET_STRING, "lowerdir+",
-                                 lower.c_str()));
+        RETURN_IF_ERROR(AddLower(fs.get(), lower, user_ns.get(), &keep));
         lower.clear();
       }
     }
@@ -152,11 +184,18 @@ absl::Status MountOverlay(const MountSpec& spec, const MountFlags& parsed,
   UniqueFd mount(static_cast<int>(::syscall(
       SYS_fsmount, fs.get(), FSMOUNT_CLOEXEC, MountAttributes(parsed.flags))));
   if (!mount.valid()) return ErrnoStatus(errno, "fsmount overlay");
-  if (::syscall(SYS_move_mount, mount.get(), "", target, "",
-                MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) != 0) {
-    return ErrnoStatus(errno, "move_mount overlay");
-  }
-  return absl::OkStatus();
+  return Attach(mount, target);
+}
+
+absl::Status MountIdMappedBind(const MountSpec& spec, const MountFlags& parsed,
+                               int target) {
+  ASSIGN_OR_RETURN(const UniqueFd user_ns,
+                   OpenIdMapNamespace(parsed.uid_map, parsed.gid_map));
+  ASSIGN_OR_RETURN(
+      const UniqueFd tree,
+      CloneIdMapped(spec.source, user_ns.get(), MountAttributes(parsed.flags),
+                    (parsed.flags & MS_REC) != 0));
+  return Attach(tree, target);
 }
 
 // The mount points of this namespace at or below `path`, in mount order.
@@ -217,10 +256,15 @@ absl::StatusOr<MountFlags> ParseMountOptions(
   MountFlags parsed;
   for (const std::string& option : options) {
     if (option.empty() || absl::StartsWith(option, "X-containerd.")) continue;
-    if (option == "loop" || absl::StartsWith(option, "uidmap=") ||
+    if (option == "loop") {
+      return absl::UnimplementedError("mount option loop is not supported");
+    }
+    if (absl::StartsWith(option, "uidmap=") ||
         absl::StartsWith(option, "gidmap=")) {
-      return absl::UnimplementedError(
-          absl::StrCat("mount option ", option, " is not supported"));
+      const std::string map = option.substr(sizeof("uidmap=") - 1);
+      RETURN_IF_ERROR(CheckIdMap(map));
+      (option[0] == 'u' ? parsed.uid_map : parsed.gid_map) = map;
+      continue;
     }
     const auto named = [&option](const Flag& flag) {
       return option == flag.name;
@@ -243,6 +287,10 @@ absl::StatusOr<MountFlags> ParseMountOptions(
     }
     parsed.data.push_back(option);
   }
+  if (parsed.uid_map.empty() != parsed.gid_map.empty()) {
+    return absl::InvalidArgumentError(
+        "uidmap= and gidmap= are given together or not at all");
+  }
   return parsed;
 }
 
@@ -264,8 +312,16 @@ absl::Status Mount(const MountSpec& spec, const std::string& root) {
                    spec.target.empty() ? "" : "/", spec.target);
   const std::string data = absl::StrJoin(parsed.data, ",");
   const bool bind = (parsed.flags & MS_BIND) != 0;
-  if (spec.type == "overlay" && data.size() > kMountDataSizeBytesMax - 64) {
+  const bool mapped = !parsed.uid_map.empty();
+  if (spec.type == "overlay" &&
+      (mapped || data.size() > kMountDataSizeBytesMax - 64)) {
     RETURN_IF_ERROR(Annotate(MountOverlay(spec, parsed, target.get()), what));
+  } else if (mapped && bind) {
+    RETURN_IF_ERROR(
+        Annotate(MountIdMappedBind(spec, parsed, target.get()), what));
+  } else if (mapped) {
+    return absl::UnimplementedError(
+        absl::StrCat(what, ": id maps are for bind and overlay mounts"));
   } else {
     if (data.size() > kMountDataSizeBytesMax) {
       return absl::InvalidArgumentError(
@@ -281,7 +337,7 @@ absl::Status Mount(const MountSpec& spec, const std::string& root) {
   }
   // The descriptor still names what lies under the new mount: open again.
   UniqueFd mounted;
-  const unsigned long rest = parsed.flags & ~(MS_BIND | MS_REC);
+  const unsigned long rest = mapped ? 0 : parsed.flags & ~(MS_BIND | MS_REC);
   if ((bind && rest != 0) || parsed.propagation != 0) {
     if (spec.target.empty() || spec.target == "/") {
       ASSIGN_OR_RETURN(mounted, Open(root, O_PATH));

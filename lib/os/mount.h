@@ -24,18 +24,25 @@ struct MountFlags {
   unsigned long flags = 0;        // MS_* (MS_BIND, MS_RDONLY, ...).
   unsigned long propagation = 0;  // MS_PRIVATE, MS_SHARED, ... with MS_REC.
   std::vector<std::string> data;  // Options for the file system, in order.
+  // "inside:outside:size[,...]" each, both or none: the mount shows the
+  // owner `inside` of a file as `outside`. Of an overlay, in its lower folders.
+  std::string uid_map;
+  std::string gid_map;
 };
 
 // "defaults" and options starting with "X-containerd." are dropped.
-// Errors: kUnimplemented: loop, uidmap=, gidmap=.
+// Errors: kUnimplemented: loop. kInvalidArgument: a map that is none, or only
+// one of uidmap= and gidmap=.
 absl::StatusOr<MountFlags> ParseMountOptions(
     const std::vector<std::string>& options);
 
 // Mounts one spec on `root`/`spec.target`, resolved as if `root` were "/"; the
 // target must exist. Bind mounts with other flags are remounted with them.
 // Overlay options of any length work. Thread-safe; never changes the caller's
-// working directory.
-// Errors: kUnimplemented as above; otherwise the failed call's.
+// working directory. Id maps are for binds and overlays; they need a child
+// process for a moment, CAP_SETUID and CAP_SETGID.
+// Errors: as above, and kUnimplemented for an id map on another type; otherwise
+// the failed call's.
 absl::Status Mount(const MountSpec& spec, const std::string& root);
 
 // Mounts all in order. On error what was mounted is unmounted again.

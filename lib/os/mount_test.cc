@@ -3,6 +3,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -30,9 +31,21 @@ TEST(ParseMountOptions, TellsFlagsFromData) {
 }
 
 TEST(ParseMountOptions, RefusesWhatItCannotDo) {
-  for (const char* option : {"loop", "uidmap=0:1:2", "gidmap=0:1:2"}) {
-    EXPECT_TRUE(absl::IsUnimplemented(ParseMountOptions({option}).status()));
+  EXPECT_TRUE(absl::IsUnimplemented(ParseMountOptions({"loop"}).status()));
+  for (const char* map : {"", "0", "0:1", "0:1:0", "0:1:2,", "a:1:2", "0:1:2:3",
+                          "0:1:4294967296"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(
+        ParseMountOptions(
+            {absl::StrCat("uidmap=", map), absl::StrCat("gidmap=", map)})
+            .status()))
+        << map;
   }
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(ParseMountOptions({"uidmap=0:1:2"}).status()));
+  const auto maps = ParseMountOptions({"uidmap=0:1:2,5:6:7", "gidmap=0:3:4"});
+  ASSERT_TRUE(maps.ok());
+  EXPECT_EQ(maps->uid_map, "0:1:2,5:6:7");
+  EXPECT_EQ(maps->gid_map, "0:3:4");
 }
 
 // In a mount namespace of its own: nothing can be left behind.
@@ -148,6 +161,55 @@ TEST_F(MountTest, OverlayOptionsMayBeLongerThanAPage) {
   EXPECT_TRUE(Has("root/file0"));
   EXPECT_TRUE(Has("root/file99"));
   EXPECT_TRUE(UnmountTree(dir_ + "/root").ok());
+  EXPECT_TRUE(UnmountTree(dir_ + "/o").ok());
+}
+
+TEST_F(MountTest, ShiftsOwnersOfBindsAndLowerFolders) {
+  ASSERT_TRUE(MakeDirs(dir_ + "/o", 0755).ok());
+  ASSERT_TRUE(Mount({.type = "tmpfs", .source = "tmpfs"}, dir_ + "/o").ok());
+  Put("o/one/root");
+  Put("o/one/user");
+  Put("o/two/root2");
+  ASSERT_EQ(::chown((dir_ + "/o/one/user").c_str(), 33, 34), 0);
+  const auto owner = [&](const std::string& name) {
+    struct stat st {};
+    EXPECT_EQ(::stat((dir_ + "/root/" + name).c_str(), &st), 0) << name;
+    return absl::StrCat(st.st_uid, ":", st.st_gid);
+  };
+  absl::Status status = Mount(
+      {.type = "bind",
+       .source = dir_ + "/o/one",
+       .options = {"uidmap=0:1000:100", "gidmap=0:2000:100", "rbind", "ro"}},
+      dir_ + "/root");
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(owner("root"), "1000:2000");
+  EXPECT_EQ(owner("user"), "1033:2034");
+  EXPECT_FALSE(std::ofstream(dir_ + "/root/new").is_open());
+  ASSERT_TRUE(UnmountTree(dir_ + "/root").ok());
+
+  ASSERT_TRUE(MakeDirs(dir_ + "/o/upper", 0755).ok());
+  ASSERT_TRUE(MakeDirs(dir_ + "/o/work", 0755).ok());
+  Put("o/upper/own");
+  ASSERT_EQ(::chown((dir_ + "/o/upper/own").c_str(), 1005, 2005), 0);
+  status = Mount({.type = "overlay",
+                  .source = "overlay",
+                  .options = {"uidmap=0:1000:100", "gidmap=0:2000:100",
+                              "workdir=" + dir_ + "/o/work",
+                              "upperdir=" + dir_ + "/o/upper",
+                              "lowerdir=" + dir_ + "/o/two:" + dir_ + "/o/one",
+                              "index=off"}},
+                 dir_ + "/root");
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(owner("root"), "1000:2000");
+  EXPECT_EQ(owner("root2"), "1000:2000");
+  EXPECT_EQ(owner("user"), "1033:2034");
+  EXPECT_EQ(owner("own"), "1005:2005");
+  ASSERT_TRUE(UnmountTree(dir_ + "/root").ok());
+  EXPECT_TRUE(absl::IsUnimplemented(
+      Mount({.type = "tmpfs",
+             .source = "tmpfs",
+             .options = {"uidmap=0:1000:100", "gidmap=0:2000:100"}},
+            dir_ + "/root")));
   EXPECT_TRUE(UnmountTree(dir_ + "/o").ok());
 }
 
