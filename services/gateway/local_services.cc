@@ -349,7 +349,8 @@ std::string LoadServerUuid(const std::string& root) {
     if (i == 4 || i == 6 || i == 8 || i == 10) uuid += '-';
     absl::StrAppendFormat(&uuid, "%02x", b[i]);
   }
-  const absl::Status written = os::WriteFileAtomic(path, uuid, 0644);
+  absl::Status written = os::MakeDirs(root, 0700);
+  if (written.ok()) written = os::WriteFileAtomic(path, uuid, 0644);
   if (!written.ok()) {
     log::Warn("the server's UUID could not be stored",
               {{"error", MessageOf(written)}});

@@ -41,9 +41,9 @@ class LocalServices : public LocalHandler {
   const std::string uuid_;
 };
 
-// The UUID in ROOT/server-uuid, made (random, version 4) and stored when it
-// is missing. On a failed write the new one is returned all the same; it lasts
-// until the process ends.
+// The UUID in `root`/server-uuid, made (random, version 4) and stored
+// when it is missing. On a failed write the new one is returned all the same;
+// it lasts until the process ends.
 std::string LoadServerUuid(const std::string& root);
 
 }  // namespace bulkhead::gateway

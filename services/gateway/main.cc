@@ -35,8 +35,9 @@ absl::Status Serve(service::Context& context) {
   const int dropped = ::cap_set_proc(none);
   ::cap_free(none);
   if (dropped != 0) return os::ErrnoStatus(errno, "drop capabilities");
-  gateway::LocalServices local(config, service::kVersion,
-                               gateway::LoadServerUuid(config.root));
+  gateway::LocalServices local(
+      config, service::kVersion,
+      gateway::LoadServerUuid(config.RootDir("gateway")));
   ASSIGN_OR_RETURN(
       std::unique_ptr<gateway::Proxy> proxy,
       gateway::Proxy::Start(std::move(listener), config::Routes(config),
