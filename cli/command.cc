@@ -56,7 +56,7 @@ std::string EnvOr(const char* name, const std::string& otherwise) {
 
 // "bulkhead namespace ls".
 std::string PathOf(const CLI::App* app) {
-  const std::string name = app->get_name();
+  const std::string& name = app->get_name();
   return app->get_parent() == nullptr ? name
                                       : PathOf(app->get_parent()) + " " + name;
 }
