@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+from bench import layers as layers_bench
 from bench import measure
 from tests.harness import images, proc, registry, suite
 
@@ -201,7 +202,7 @@ def main():
     parser.add_argument("--pull-rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=400, metavar="MIB",
                         help="of the pulled image, unpacked")
-    parser.add_argument("--only", choices=("pull", "run"))
+    parser.add_argument("--only", choices=("pull", "run", "layers"))
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
     folder = proc.temp_dir()
@@ -212,7 +213,11 @@ def main():
         with registry.Registry() as reg:
             layout.push("busybox", reg.host + "/busybox:1")
             print("%-44s %10s %10s %8s" % ("", "ours", "containerd", "ratio"))
-            if args.only != "run":
+            if args.only in (None, "layers"):
+                tags = layers_bench.push(layout, reg, tree_layers(args.size, 6),
+                                         tree_layers(args.size, 1)[0])
+                layers_bench.bench_layers(report, reg, sides, args.pull_rounds, tags)
+            if args.only in (None, "pull"):
                 layers = tree_layers(args.size, 6)
                 for tag in ("gzip", "zstd"):
                     layout.image(tag, layers, compression=tag)
@@ -220,7 +225,7 @@ def main():
                 del layers
                 for tag in ("gzip", "zstd"):
                     bench_pull(report, reg, args.pull_rounds, tag)
-            if args.only != "pull":
+            if args.only in (None, "run"):
                 bench_run(report, reg, args.rounds)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
