@@ -266,6 +266,8 @@ void ReadServices(Table* root, Config* config) {
                        &config->distribution.max_concurrent_downloads, 1, 64);
   distribution.BindInt("max_concurrent_unpacks",
                        &config->distribution.max_concurrent_unpacks, 1, 64);
+  distribution.BindInt("max_concurrent_uploads",
+                       &config->distribution.max_concurrent_uploads, 1, 64);
   distribution.Bind("stall_timeout", &config->distribution.stall_timeout);
   distribution.Finish();
 
@@ -352,6 +354,7 @@ std::map<std::string, std::string> Routes(const Config& config) {
   add("snapshotter", {"diff.v1.Diff", "mounts.v1.Mounts"});
   add("distribution", {"transfer.v1.Transfer", "streaming.v1.Streaming"});
   add("runtime", {"tasks.v1.Tasks", "sandbox.v1.Controller"});
+  routes["bulkhead.admin.v1.Admin"] = config.Socket("metadata");  // Ours.
   for (const auto& [service, path] : config.gateway.routes) {
     routes[service] = path;
   }

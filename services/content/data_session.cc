@@ -113,7 +113,12 @@ absl::StatusOr<DataSession::Reply> DataSession::Open(const json& request) {
   ASSIGN_OR_RETURN(const std::string text, StringField(request, "digest"));
   ASSIGN_OR_RETURN(const Digest digest, Digest::Parse(text));
   ASSIGN_OR_RETURN(std::unique_ptr<FsBlob> blob, store_.OpenFsBlob(digest));
-  if (verify_on_open_) RETURN_IF_ERROR(store_.Verify(*blob, digest));
+  if (verify_on_open_) {
+    const absl::Status whole = store_.Verify(*blob, digest);
+    // Without it, the next pull fetches the blob again.
+    if (absl::IsDataLoss(whole)) (void)store_.Delete(digest);
+    RETURN_IF_ERROR(whole);
+  }
   Reply reply;
   reply.body["size"] = blob->size_bytes();
   reply.fd = blob->TakeFd();

@@ -205,7 +205,11 @@ absl::StatusOr<BlobInfo> FsWriter::Commit(const CommitOptions& options) {
 
 absl::Status FsWriter::Publish(const Digest& digest,
                                const files::FileStat& before) {
-  if (store_->Info(digest).ok()) return BlobExists(digest);
+  if (const auto stored = store_->Info(digest); stored.ok()) {
+    if (stored->size_bytes == before.size_bytes) return BlobExists(digest);
+    // What is stored cannot have this digest: it was damaged. These bytes do.
+    (void)store_->Delete(digest);  // Else the rename says that it is there.
+  }
   files::Files& files = store_->files_;
   const int fd = ingest_->data.get();
   const int blobs = store_->BlobDir(digest.algorithm());

@@ -140,9 +140,10 @@ class RemoteBlob final : public BlobReader {
 class RemoteStore final : public Store {
  public:
   RemoteStore(std::shared_ptr<grpc::Channel> channel, std::string ns,
-              std::shared_ptr<void> keep_alive)
+              std::shared_ptr<void> keep_alive, std::string lease)
       : keep_alive_(std::move(keep_alive)),
         ns_(std::move(ns)),
+        lease_(std::move(lease)),
         stub_(v1::Content::NewStub(channel)) {}
 
   absl::StatusOr<BlobInfo> Info(const Digest& digest) override {
@@ -235,11 +236,12 @@ class RemoteStore final : public Store {
 
  private:
   std::unique_ptr<grpc::ClientContext> Context() const {
-    return rpc::MakeClientContext({ns_, ""}, absl::Seconds(60));
+    return rpc::MakeClientContext({ns_, lease_}, absl::Seconds(60));
   }
 
   const std::shared_ptr<void> keep_alive_;
   const std::string ns_;
+  const std::string lease_;
   const std::unique_ptr<v1::Content::Stub> stub_;
 };
 
@@ -252,9 +254,10 @@ absl::Status RemoteBlob::ReadAt(int64_t offset_bytes, int64_t size_bytes,
 
 std::unique_ptr<Store> OpenRemoteStore(std::shared_ptr<grpc::Channel> channel,
                                        const std::string& ns,
-                                       std::shared_ptr<void> keep_alive) {
+                                       std::shared_ptr<void> keep_alive,
+                                       const std::string& lease) {
   return std::make_unique<RemoteStore>(std::move(channel), ns,
-                                       std::move(keep_alive));
+                                       std::move(keep_alive), lease);
 }
 
 }  // namespace bulkhead::content

@@ -14,6 +14,7 @@ namespace {
 namespace events = containerd::events;
 using content_v1::Info;
 
+constexpr size_t kCheckPieceBytes = 1 << 20;
 constexpr char kLabelShareable[] = "containerd.io/namespace.shareable";
 
 absl::Status NoBlob(const std::string& digest) {
@@ -217,7 +218,32 @@ absl::Status Content::Abort(const std::string& ns, const std::string& ref,
 absl::Status Content::CheckAbsent(const std::string& ns,
                                   const std::string& lease,
                                   const std::string& digest) {
+  const KeyedLocks::Guard guard = store_.digests().Lock({digest});
+  return CheckAbsentLocked(ns, lease, digest);
+}
+
+absl::Status Content::CheckAbsentLocked(const std::string& ns,
+                                        const std::string& lease,
+                                        const std::string& digest) {
   const std::string key = Key(kind::kBlob, {ns, digest});
+  ASSIGN_OR_RETURN(std::optional<content_v1::Info> info,
+                   store_.Get<content_v1::Info>(key));
+  if (!info.has_value()) return absl::OkStatus();
+  const absl::StatusOr<int64_t> size = backend_.Size(digest);
+  if (absl::IsNotFound(size.status())) {
+    log::Error("blob is missing, will be fetched again", {{"digest", digest}});
+    return absl::OkStatus();
+  }
+  // A service that is down says nothing about its blobs.
+  if (size.ok() && *size != info->size()) {
+    log::Error("blob is damaged, will be fetched again",
+               {{"digest", digest},
+                {"size", std::to_string(*size)},
+                {"expected", std::to_string(info->size())}});
+    const absl::Status removed = backend_.Delete(digest);
+    if (!removed.ok() && !absl::IsNotFound(removed)) return removed;
+    return absl::OkStatus();
+  }
   Txn txn(store_, ns, KeysOf(ns, lease, {key}));
   ASSIGN_OR_RETURN(const bool exists, txn.Has(key));
   if (!exists) return absl::OkStatus();
@@ -297,8 +323,9 @@ absl::StatusOr<std::unique_ptr<ContentWriter>> Content::OpenWriter(
   writer->request_ = request;
   if (!request.expected.empty()) {
     RETURN_IF_ERROR(CheckDigest(request.expected));
-    RETURN_IF_ERROR(CheckAbsent(request.ns, request.lease, request.expected));
     const KeyedLocks::Guard guard = store_.digests().Lock({request.expected});
+    RETURN_IF_ERROR(
+        CheckAbsentLocked(request.ns, request.lease, request.expected));
     ASSIGN_OR_RETURN(const std::optional<int64_t> size,
                      Shareable(request.expected));
     if (size.has_value() &&
@@ -318,7 +345,7 @@ absl::StatusOr<std::unique_ptr<ContentWriter>> Content::OpenWriter(
 
 absl::Status Content::Record(const WriterRequest& request,
                              const std::string& digest, int64_t size_bytes,
-                             const LabelMap& labels) {
+                             const LabelMap& labels, bool heals) {
   const std::string& ns = request.ns;
   const std::string key = Key(kind::kBlob, {ns, digest});
   const std::string ingest = Key(kind::kIngest, {ns, request.ref});
@@ -342,7 +369,7 @@ absl::Status Content::Record(const WriterRequest& request,
     txn.Publish("/content/create", event);
   }
   RETURN_IF_ERROR(txn.Commit());
-  return exists ? BlobExists(digest) : absl::OkStatus();
+  return exists && !heals ? BlobExists(digest) : absl::OkStatus();
 }
 
 absl::StatusOr<bool> Content::Referenced(const std::string& digest) const {
@@ -367,6 +394,79 @@ absl::StatusOr<bool> Content::Referenced(const std::string& digest) const {
         return !referenced;
       }));
   return referenced;
+}
+
+std::string Content::FaultOf(const std::string& digest, int64_t size_bytes,
+                             bool read, int64_t* bytes) {
+  const absl::StatusOr<int64_t> size = backend_.Size(digest);
+  if (absl::IsNotFound(size.status())) {
+    const absl::StatusOr<bool> named = Referenced(digest);
+    return named.ok() && *named ? "its bytes are missing" : "";
+  }
+  if (!size.ok()) {
+    return absl::StrCat("cannot be read: ", MessageOf(size.status()));
+  }
+  if (*size != size_bytes) {
+    return absl::StrCat("it has ", *size, " bytes instead of ", size_bytes);
+  }
+  if (!read) return "";
+  const absl::StatusOr<Digest> wanted = Digest::Parse(digest);
+  if (!wanted.ok()) return "its name is no digest";
+  const absl::StatusOr<std::unique_ptr<BackendBlob>> blob =
+      backend_.Open(digest);
+  if (absl::IsNotFound(blob.status())) return "";  // Deleted meanwhile.
+  if (!blob.ok()) {
+    return absl::StrCat("cannot be read: ", MessageOf(blob.status()));
+  }
+  Hasher hasher(wanted->algorithm());
+  const absl::Status status = (*blob)->Read(
+      0, *size, kCheckPieceBytes, [&hasher](const char* data, size_t n) {
+        hasher.Update(data, n);
+        return true;
+      });
+  if (!status.ok()) {
+    return absl::StrCat("cannot be read: ", MessageOf(status));
+  }
+  *bytes += *size;
+  const Digest actual = hasher.Finish();
+  if (actual == *wanted) return "";
+  return absl::StrCat("its bytes hash to ", actual.str());
+}
+
+absl::Status Content::Forget(const std::string& digest,
+                             const std::vector<std::string>& namespaces) {
+  const KeyedLocks::Guard guard = store_.digests().Lock({digest});
+  for (const std::string& ns : namespaces) {
+    const std::string key = Key(kind::kBlob, {ns, digest});
+    Txn txn(store_, ns, {key});
+    ASSIGN_OR_RETURN(const bool exists, txn.Has(key));
+    if (!exists) continue;
+    txn.Delete(key);
+    events::ContentDelete event;
+    event.set_digest(digest);
+    txn.Publish("/content/delete", event);
+    RETURN_IF_ERROR(txn.Commit());
+  }
+  const absl::Status status = backend_.Delete(digest);
+  return absl::IsNotFound(status) ? absl::OkStatus() : status;
+}
+
+absl::Status Content::Rebuild(const std::string& ns,
+                              const std::string& digest) {
+  RETURN_IF_ERROR(CheckDigest(digest));
+  const KeyedLocks::Guard guard = store_.digests().Lock({digest});
+  ASSIGN_OR_RETURN(const int64_t size, backend_.Size(digest));
+  const std::string key = Key(kind::kBlob, {ns, digest});
+  Txn txn(store_, ns, {key});
+  ASSIGN_OR_RETURN(const bool exists, txn.Has(key));
+  if (exists) return absl::OkStatus();
+  content_v1::Info info;
+  info.set_digest(digest);
+  info.set_size(size);
+  *info.mutable_created_at() = Now();
+  *info.mutable_updated_at() = info.created_at();
+  txn.Put(key, info);
+  return txn.Commit();
 }
 
 absl::Status Content::SweepBackend() {
@@ -398,8 +498,9 @@ absl::Status Content::SweepBackend() {
   }
 
   std::vector<std::string> blobs;
-  note(backend_.ListBlobs(
-           [&blobs](const std::string& digest) { blobs.push_back(digest); }),
+  note(backend_.ListBlobs([&blobs](const std::string& digest, int64_t) {
+    blobs.push_back(digest);
+  }),
        "backend", "content");
   if (blobs.empty()) return first;
   std::unordered_set<std::string> named;
@@ -465,7 +566,7 @@ absl::StatusOr<dataplane::CommitResult> ContentWriter::Commit(
   } else {
     guard = content_.store_.digests().Lock({known});
     const absl::Status absent =
-        content_.CheckAbsent(request_.ns, request_.lease, known);
+        content_.CheckAbsentLocked(request_.ns, request_.lease, known);
     if (absl::IsAlreadyExists(absent)) (void)Abort();  // Else swept later.
     RETURN_IF_ERROR(absent);
   }
@@ -500,8 +601,9 @@ absl::StatusOr<dataplane::CommitResult> ContentWriter::Commit(
       return committed.status();
     }
   }
-  RETURN_IF_ERROR(
-      content_.Record(request_, result.digest, result.size_bytes, labels));
+  RETURN_IF_ERROR(content_.Record(request_, result.digest, result.size_bytes,
+                                  labels,
+                                  /*heals=*/!known.empty()));
   return result;
 }
 

@@ -114,9 +114,22 @@ class Content {
       const WriterRequest& request);
 
   // kAlreadyExists if this namespace has `digest`, after adding it to the
-  // lease.
+  // lease. A record whose bytes are missing or of the wrong length counts as
+  // absent, and such bytes are removed: whoever comes to write them heals it.
   absl::Status CheckAbsent(const std::string& ns, const std::string& lease,
                            const std::string& digest);
+
+  // --- for fsck ---
+  ContentBackend& backend() { return backend_; }
+  // What is wrong with a blob of `size_bytes`; empty: nothing. With `read`, its
+  // bytes are hashed and counted in `bytes`.
+  std::string FaultOf(const std::string& digest, int64_t size_bytes, bool read,
+                      int64_t* bytes);
+  // Removes a damaged blob and what names it, so that it is fetched again.
+  absl::Status Forget(const std::string& digest,
+                      const std::vector<std::string>& namespaces);
+  // Writes the record that a blob of the backend lost, without labels.
+  absl::Status Rebuild(const std::string& ns, const std::string& digest);
 
   // Deletes blobs that no namespace names and ingests without a record from
   // the backend. Goes on past failures; the first error, if any, at the end.
@@ -125,6 +138,10 @@ class Content {
  private:
   friend class ContentWriter;
 
+  // CheckAbsent() for a caller that holds the digest's lock.
+  absl::Status CheckAbsentLocked(const std::string& ns,
+                                 const std::string& lease,
+                                 const std::string& digest);
   absl::StatusOr<bool> Referenced(const std::string& digest) const;
   // The size of `digest` in the backend if this namespace may use it unseen.
   absl::StatusOr<std::optional<int64_t>> Shareable(
@@ -133,8 +150,9 @@ class Content {
   absl::StatusOr<IngestRecord> Register(const WriterRequest& request,
                                         bool is_virtual);
   absl::Status OpenBackend(ContentWriter* writer);
+  // `heals`: a record that is there already had lost its bytes.
   absl::Status Record(const WriterRequest& request, const std::string& digest,
-                      int64_t size_bytes, const LabelMap& labels);
+                      int64_t size_bytes, const LabelMap& labels, bool heals);
 
   Store& store_;
   ContentBackend& backend_;

@@ -67,7 +67,8 @@ class ContentBackend {
   virtual absl::StatusOr<std::unique_ptr<BackendBlob>> Open(
       const std::string& digest) = 0;
   virtual absl::Status ListBlobs(
-      const std::function<void(const std::string& digest)>& visitor) = 0;
+      const std::function<void(const std::string& digest, int64_t size_bytes)>&
+          visitor) = 0;
   virtual absl::Status Delete(const std::string& digest) = 0;
   virtual absl::StatusOr<BackendIngest> Status(const std::string& ref) = 0;
   virtual absl::StatusOr<std::vector<BackendIngest>> ListIngests() = 0;

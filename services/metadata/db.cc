@@ -5,8 +5,10 @@
 #include <rocksdb/filter_policy.h>
 #include <rocksdb/options.h>
 #include <rocksdb/table.h>
+#include <rocksdb/utilities/checkpoint.h>
 #include <rocksdb/write_batch.h>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
 #include "services/metadata/schema.h"
@@ -21,8 +23,16 @@ constexpr size_t kWalBytesMax = 16 << 20;
 
 absl::Status FromRocks(const rocksdb::Status& status, const char* what) {
   if (status.ok()) return absl::OkStatus();
-  return absl::InternalError(
-      absl::StrCat("metadata database: ", what, ": ", status.ToString()));
+  const std::string text =
+      absl::StrCat("metadata database: ", what, ": ", status.ToString());
+  if (status.IsNoSpace()) return absl::ResourceExhaustedError(text);
+  if (status.IsCorruption()) {
+    return absl::DataLossError(
+        absl::StrCat(text,
+                     " (stop the suite and run `bulkhead fsck --repair "
+                     "--root ROOT`, or restore a backup)"));
+  }
+  return absl::InternalError(text);
 }
 
 rocksdb::Slice ToSlice(std::string_view text) {
@@ -91,13 +101,31 @@ class RocksDb : public Db {
     return std::make_unique<RocksView>(db_.get());
   }
 
+  absl::StatusOr<std::optional<std::string>> LastKey(
+      const std::string& prefix) const override {
+    std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator({}));
+    // Components are below this byte wherever this is asked.
+    it->SeekForPrev(prefix + "\x7f");
+    RETURN_IF_ERROR(FromRocks(it->status(), "seek"));
+    if (!it->Valid() || !it->key().starts_with(prefix)) {
+      return std::optional<std::string>();
+    }
+    return std::optional<std::string>(it->key().ToString());
+  }
+
+  absl::Status Checkpoint(const std::string& path) override {
+    rocksdb::Checkpoint* raw = nullptr;
+    RETURN_IF_ERROR(
+        FromRocks(rocksdb::Checkpoint::Create(db_.get(), &raw), "checkpoint"));
+    const std::unique_ptr<rocksdb::Checkpoint> checkpoint(raw);
+    return FromRocks(checkpoint->CreateCheckpoint(path), "checkpoint");
+  }
+
  private:
   const std::unique_ptr<rocksdb::DB> db_;
 };
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<Db>> Db::Open(const std::string& path) {
+rocksdb::Options MakeOptions() {
   rocksdb::Options options;
   options.create_if_missing = true;
   options.write_buffer_size = kWriteBufferBytes;
@@ -118,22 +146,77 @@ absl::StatusOr<std::unique_ptr<Db>> Db::Open(const std::string& path) {
   table.cache_index_and_filter_blocks = true;
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
   options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+  return options;
+}
 
-  rocksdb::DB* raw = nullptr;
-  RETURN_IF_ERROR(FromRocks(rocksdb::DB::Open(options, path, &raw), "open"));
-  auto db = std::make_unique<RocksDb>(std::unique_ptr<rocksdb::DB>(raw));
+// Brings `db` to the version that `options` name.
+absl::Status Migrate(RocksDb& db, const std::string& path,
+                     const DbOptions& options) {
   const std::string key = Key(kind::kVersion, {});
-  ASSIGN_OR_RETURN(std::optional<std::string> version, db->Get(key, nullptr));
-  if (!version.has_value()) {
+  ASSIGN_OR_RETURN(std::optional<std::string> text, db.Get(key, nullptr));
+  int version = options.schema_version;
+  if (!text.has_value()) {
     Batch batch;
-    batch.Put(key, kSchemaVersion);
-    RETURN_IF_ERROR(db->Write(batch, true));
-  } else if (*version != kSchemaVersion) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("metadata database '", path, "' has schema version ",
-                     *version, "; this program knows ", kSchemaVersion));
+    batch.Put(key, std::to_string(version));
+    return db.Write(batch, true);
   }
+  if (!absl::SimpleAtoi(*text, &version) || version <= 0) {
+    return absl::DataLossError(absl::StrCat(
+        "metadata database '", path,
+        "' has no readable schema version; restore a backup with `bulkhead "
+        "restore DIR --root ROOT`"));
+  }
+  if (version > options.schema_version) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "metadata database '", path, "' has schema version ", version,
+        "; this program knows versions up to ", options.schema_version,
+        ": start the newer Bulkhead that wrote it, or restore a backup made "
+        "before the upgrade"));
+  }
+  for (; version < options.schema_version; ++version) {
+    const Migration* step = nullptr;
+    for (const Migration& migration : options.migrations) {
+      if (migration.from == version) step = &migration;
+    }
+    if (step == nullptr) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "metadata database '", path, "' has schema version ", version,
+          ", which this program can no longer read: upgrade in smaller steps"));
+    }
+    Batch batch;
+    RETURN_IF_ERROR(step->run(db, &batch));
+    batch.Put(key, std::to_string(version + 1));
+    RETURN_IF_ERROR(db.Write(batch, true));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Db>> Db::Open(const std::string& path,
+                                             const DbOptions& options) {
+  rocksdb::DB* raw = nullptr;
+  const rocksdb::Status opened = rocksdb::DB::Open(MakeOptions(), path, &raw);
+  if (opened.IsCorruption() || opened.IsNotFound() ||
+      opened.IsInvalidArgument()) {
+    return absl::DataLossError(absl::StrCat(
+        "metadata database '", path, "' does not open: ", opened.ToString(),
+        "; with the suite stopped, `bulkhead fsck --repair --root ROOT` "
+        "salvages what can be read, `bulkhead restore DIR --root ROOT` puts "
+        "back a backup"));
+  }
+  RETURN_IF_ERROR(FromRocks(opened, "open"));
+  auto db = std::make_unique<RocksDb>(std::unique_ptr<rocksdb::DB>(raw));
+  RETURN_IF_ERROR(Migrate(*db, path, options));
   return std::unique_ptr<Db>(std::move(db));
+}
+
+absl::Status Db::Repair(const std::string& path) {
+  rocksdb::Options options = MakeOptions();
+  options.create_if_missing = false;
+  options.wal_recovery_mode =
+      rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords;
+  return FromRocks(rocksdb::RepairDB(path, options), "repair");
 }
 
 }  // namespace bulkhead::metadata

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "services/metadata/schema.h"
 
 namespace bulkhead::metadata {
 
@@ -30,7 +31,24 @@ struct Batch {
   }
 };
 
-// Thread-safe. Errors other than those named are kInternal (the disk).
+class Db;
+
+// Takes a database of version `from` to the next one. The version number is
+// written in the same batch.
+struct Migration {
+  int from = 0;
+  std::function<absl::Status(const Db& db, Batch* batch)> run;
+};
+
+struct DbOptions {
+  // What this program reads and writes. Tests set others.
+  int schema_version = kSchemaVersion;
+  std::vector<Migration> migrations = {};
+};
+
+// Thread-safe. Errors other than those named: kDataLoss: RocksDB's checksums
+// say that the disk changed what was written. kResourceExhausted: disk full.
+// kInternal: any other trouble with the disk.
 class Db {
  public:
   // The database as it was when the view was taken.
@@ -42,8 +60,15 @@ class Db {
   using Visitor =
       std::function<bool(std::string_view key, std::string_view value)>;
 
-  // Errors: kFailedPrecondition: a newer schema version.
-  static absl::StatusOr<std::unique_ptr<Db>> Open(const std::string& path);
+  // Creates what is missing, and runs the migrations that an older database
+  // needs, one by one. Errors, with texts for operators: kFailedPrecondition:
+  //   a newer schema version, or an older one without a migration; kDataLoss
+  //   (and others): RocksDB cannot open it: says how to repair or restore.
+  static absl::StatusOr<std::unique_ptr<Db>> Open(
+      const std::string& path, const DbOptions& options = DbOptions());
+  // Salvages what can be read from a database that does not open. Nobody else
+  // may have it open.
+  static absl::Status Repair(const std::string& path);
   virtual ~Db() = default;
 
   // nullopt: no such key. `view` null: now.
@@ -58,6 +83,12 @@ class Db {
   // share an fsync.
   virtual absl::Status Write(const Batch& batch, bool sync) = 0;
   virtual std::unique_ptr<View> TakeView() const = 0;
+  // The last key with `prefix`; nullopt: there is none.
+  virtual absl::StatusOr<std::optional<std::string>> LastKey(
+      const std::string& prefix) const = 0;
+  // A copy of the database as it is now, in the new folder `path`, on stable
+  // storage; shares files with the database where the file system can.
+  virtual absl::Status Checkpoint(const std::string& path) = 0;
 };
 
 }  // namespace bulkhead::metadata

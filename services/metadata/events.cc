@@ -7,7 +7,10 @@
 
 #include <algorithm>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "lib/base/status_macros.h"
 #include "services/metadata/util.h"
 
 namespace bulkhead::metadata {
@@ -15,6 +18,14 @@ namespace {
 
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
+
+constexpr uint64_t kTrimStep = 256;
+constexpr uint64_t kTrimMax = 4096;
+constexpr size_t kReplayStep = 128;
+
+std::string EventKey(uint64_t sequence) {
+  return Key(kind::kEvent, {absl::StrFormat("%016x", sequence)});
+}
 
 // The string at path[at..] of `message`; map<string,string> takes the rest of
 // the path as its key.
@@ -114,30 +125,101 @@ absl::Status ValidateTopic(const std::string& topic) {
   return absl::OkStatus();
 }
 
-void EventBus::Publish(const std::string& ns, const std::string& topic,
-                       const Message& event) {
-  PublishAny(ns, topic, PackEvent(event));
-}
-
-void EventBus::PublishAny(const std::string& ns, const std::string& topic,
-                          const google::protobuf::Any& event) {
+Envelope MakeEnvelope(const std::string& ns, const std::string& topic,
+                      const google::protobuf::Any& event) {
   Envelope envelope;
   *envelope.mutable_timestamp() = Now();
   envelope.set_namespace_(ns);
   envelope.set_topic(topic);
   *envelope.mutable_event() = event;
-  Forward(std::move(envelope));
+  return envelope;
 }
 
-void EventBus::Forward(Envelope envelope) {
-  const auto shared = std::make_shared<const Envelope>(std::move(envelope));
-  absl::MutexLock lock(&mutex_);
-  for (Subscription* subscriber : subscribers_) {
-    if (!subscriber->filter_.Match([&shared](const filters::FieldPath& path) {
-          return EventField(*shared, path);
-        })) {
-      continue;
+absl::Status EventBus::OpenLog(Db& db, int64_t kept_max) {
+  const std::string prefix = Prefix(kind::kEvent, {});
+  ASSIGN_OR_RETURN(std::optional<std::string> last, db.LastKey(prefix));
+  uint64_t oldest = 1;
+  uint64_t newest = 0;
+  if (last.has_value()) {
+    if (!absl::SimpleHexAtoi(Split(*last)[0], &newest)) {
+      return absl::DataLossError("the event log's last key is not a number");
     }
+    oldest = newest + 1;
+    RETURN_IF_ERROR(
+        db.Scan(prefix, [&oldest](std::string_view key, std::string_view) {
+          return !absl::SimpleHexAtoi(Split(key)[0], &oldest);
+        }));
+  }
+  absl::MutexLock lock(&mutex_);
+  db_ = &db;
+  kept_max_ = static_cast<uint64_t>(std::max<int64_t>(kept_max, 1));
+  next_ = pending_ = newest + 1;
+  oldest_ = oldest;
+  return absl::OkStatus();
+}
+
+EventBus::Staged EventBus::Stage(std::vector<Envelope> envelopes,
+                                 Batch* batch) {
+  Staged staged;
+  if (envelopes.empty()) return staged;
+  {
+    absl::MutexLock lock(&mutex_);
+    staged.first = next_;
+    next_ += envelopes.size();
+  }
+  uint64_t sequence = staged.first;
+  for (Envelope& envelope : envelopes) {
+    if (db_ != nullptr) {
+      batch->Put(EventKey(sequence), envelope.SerializeAsString());
+    }
+    ++sequence;
+    staged.envelopes.push_back(
+        std::make_shared<const Envelope>(std::move(envelope)));
+  }
+  return staged;
+}
+
+void EventBus::Finish(Staged staged, bool committed) {
+  if (staged.empty()) return;
+  bool trim = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    uint64_t sequence = staged.first;
+    for (auto& envelope : staged.envelopes) {
+      finished_[sequence++] = committed ? std::move(envelope) : nullptr;
+    }
+    while (!finished_.empty() && finished_.begin()->first == pending_) {
+      const auto first = finished_.extract(finished_.begin());
+      ++pending_;
+      if (first.mapped() != nullptr) Deliver({first.key(), first.mapped()});
+    }
+    trim = db_ != nullptr && pending_ - oldest_ > kept_max_ + kTrimStep;
+  }
+  if (trim) Trim();
+}
+
+// Several threads may come here at once: deleting twice does no harm.
+void EventBus::Trim() {
+  uint64_t begin = 0;
+  uint64_t end = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (pending_ - oldest_ <= kept_max_) return;
+    begin = oldest_;
+    end = std::min(pending_ - kept_max_, begin + kTrimMax);
+    oldest_ = end;
+  }
+  Batch batch;
+  for (uint64_t sequence = begin; sequence < end; ++sequence) {
+    batch.Delete(EventKey(sequence));
+  }
+  // What cannot be deleted now stays until the log is opened again.
+  (void)db_->Write(batch, /*sync=*/false);
+}
+
+void EventBus::Deliver(const Event& event) {
+  for (Subscription* subscriber : subscribers_) {
+    if (!subscriber->Wants(*event.envelope)) continue;
     {
       absl::MutexLock queue_lock(&subscriber->mutex_);
       if (subscriber->broken_) continue;
@@ -145,27 +227,77 @@ void EventBus::Forward(Envelope envelope) {
         subscriber->broken_ = true;
         subscriber->queue_.clear();
       } else {
-        subscriber->queue_.push_back(shared);
+        subscriber->queue_.push_back(event);
       }
     }
     subscriber->on_ready_();
   }
 }
 
+absl::Status EventBus::Publish(const std::string& ns, const std::string& topic,
+                               const Message& event) {
+  return PublishAny(ns, topic, PackEvent(event));
+}
+
+absl::Status EventBus::PublishAny(const std::string& ns,
+                                  const std::string& topic,
+                                  const google::protobuf::Any& event) {
+  return Forward(MakeEnvelope(ns, topic, event));
+}
+
+absl::Status EventBus::Forward(Envelope envelope) {
+  Batch batch;
+  std::vector<Envelope> one;
+  one.push_back(std::move(envelope));
+  Staged staged = Stage(std::move(one), &batch);
+  const absl::Status status =
+      db_ == nullptr ? absl::OkStatus() : db_->Write(batch, /*sync=*/false);
+  Finish(std::move(staged), status.ok());
+  return status;
+}
+
+uint64_t EventBus::last() const {
+  absl::MutexLock lock(&mutex_);
+  return pending_ - 1;
+}
+
 absl::StatusOr<std::unique_ptr<Subscription>> EventBus::Subscribe(
-    filters::Filter filter, std::function<void()> on_ready) {
+    filters::Filter filter, std::function<void()> on_ready,
+    std::optional<uint64_t> after) {
   std::unique_ptr<Subscription> subscription(
       new Subscription(this, std::move(filter), std::move(on_ready)));
-  absl::MutexLock lock(&mutex_);
-  if (subscribers_.size() >= kSubscribersMax) {
-    // Its destructor takes mutex_: let it find nothing later.
-    mutex_.Unlock();
-    subscription.reset();
-    mutex_.Lock();
-    return absl::ResourceExhaustedError("too many event subscribers");
-  }
-  subscribers_.push_back(subscription.get());
+  const absl::Status status = [&]() -> absl::Status {
+    absl::MutexLock lock(&mutex_);
+    if (subscribers_.size() >= kSubscribersMax) {
+      return absl::ResourceExhaustedError("too many event subscribers");
+    }
+    if (after.has_value()) {
+      if (*after >= pending_) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("no event has the number ", *after,
+                         " yet; the last one is ", pending_ - 1));
+      }
+      if (*after > 0 && *after + 1 < oldest_) {
+        return absl::OutOfRangeError(
+            absl::StrCat("events after ", *after,
+                         " are gone; the oldest kept is ", oldest_));
+      }
+      subscription->replay_from_ = std::max(*after + 1, oldest_);
+      subscription->replay_end_ = pending_;
+    }
+    subscribers_.push_back(subscription.get());
+    return absl::OkStatus();
+  }();
+  // Its destructor takes mutex_.
+  RETURN_IF_ERROR(status);
   return subscription;
+}
+
+bool Subscription::Wants(const Envelope& envelope) const {
+  return filter_.matches_all() ||
+         filter_.Match([&envelope](const filters::FieldPath& path) {
+           return EventField(envelope, path);
+         });
 }
 
 Subscription::~Subscription() {
@@ -173,14 +305,53 @@ Subscription::~Subscription() {
   bus_->subscribers_.remove(this);
 }
 
-absl::StatusOr<std::shared_ptr<const Envelope>> Subscription::Next() {
+absl::Status Subscription::Replay() {
+  if (bus_->db_ == nullptr) {
+    replay_from_ = replay_end_;
+    return absl::OkStatus();
+  }
+  uint64_t next = replay_end_;
+  size_t seen = 0;
+  RETURN_IF_ERROR(bus_->db_->Scan(
+      Prefix(kind::kEvent, {}),
+      [&](std::string_view key, std::string_view value) {
+        uint64_t sequence = 0;
+        if (!absl::SimpleHexAtoi(Split(key)[0], &sequence)) return true;
+        if (sequence >= replay_end_) return false;
+        if (++seen > kReplayStep) {
+          next = sequence;
+          return false;
+        }
+        auto envelope = std::make_shared<Envelope>();
+        // A damaged one is left out.
+        if (envelope->ParseFromArray(value.data(),
+                                     static_cast<int>(value.size())) &&
+            Wants(*envelope)) {
+          replayed_.push_back({sequence, std::move(envelope)});
+        }
+        return true;
+      },
+      nullptr, EventKey(replay_from_)));
+  replay_from_ = next;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Event> Subscription::Next() {
+  while (replayed_.empty() && replay_from_ < replay_end_) {
+    RETURN_IF_ERROR(Replay());
+  }
+  if (!replayed_.empty()) {
+    Event next = std::move(replayed_.front());
+    replayed_.pop_front();
+    return next;
+  }
   absl::MutexLock lock(&mutex_);
   if (broken_) {
     return absl::ResourceExhaustedError(
         "event subscriber too slow: its queue is full");
   }
-  if (queue_.empty()) return std::shared_ptr<const Envelope>();
-  std::shared_ptr<const Envelope> next = std::move(queue_.front());
+  if (queue_.empty()) return Event();
+  Event next = std::move(queue_.front());
   queue_.pop_front();
   return next;
 }

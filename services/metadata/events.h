@@ -1,5 +1,12 @@
 // The event exchange: envelopes in, the same envelopes out to every subscriber
-// whose filter matches, in the order of publication.
+// whose filter matches, in the order of their sequence numbers.
+//
+// With OpenLog(), every envelope is kept in the database under its number, the
+// newest `kept_max` of them, and a subscriber can begin where it once was. The
+// event of a change is written in the change's own batch: it is durable exactly
+// if the change is. One that others published (Publish, Forward) survives the
+// death of this process at once, a power failure from the next synced change
+// on. Numbers grow by one but may have gaps, where a change failed.
 #ifndef BULKHEAD_SERVICES_METADATA_EVENTS_H_
 #define BULKHEAD_SERVICES_METADATA_EVENTS_H_
 
@@ -8,7 +15,9 @@
 #include <deque>
 #include <functional>
 #include <list>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,6 +25,7 @@
 #include "absl/synchronization/mutex.h"
 #include "lib/filters/filters.h"
 #include "proto/containerd/types/event.pb.h"
+#include "services/metadata/db.h"
 
 namespace bulkhead::metadata {
 
@@ -38,12 +48,19 @@ absl::Status ValidateTopic(const std::string& topic);
 
 class EventBus;
 
+// What a subscriber gets.
+struct Event {
+  uint64_t sequence = 0;
+  std::shared_ptr<const Envelope> envelope;
+};
+
 // One subscriber's queue. Thread-safe.
 class Subscription {
  public:
   ~Subscription();
-  // The next envelope, null if there is none yet. Once broken, the error.
-  absl::StatusOr<std::shared_ptr<const Envelope>> Next();
+  // The next event; its envelope is null if there is none yet. Once broken, the
+  // error. Reads the disk while it catches up with the log.
+  absl::StatusOr<Event> Next();
 
  private:
   friend class EventBus;
@@ -54,34 +71,86 @@ class Subscription {
   EventBus* const bus_;
   const filters::Filter filter_;
   const std::function<void()> on_ready_;
+  bool Wants(const Envelope& envelope) const;
+  // The next events of the log that match, into replayed_.
+  absl::Status Replay();
+
+  // Only Next() uses these.
+  uint64_t replay_from_ = 0;
+  uint64_t replay_end_ = 0;  // First number that the queue has.
+  std::deque<Event> replayed_;
+
   absl::Mutex mutex_;
-  std::deque<std::shared_ptr<const Envelope>> queue_;
+  std::deque<Event> queue_;
   bool broken_ = false;
 };
 
 // Thread-safe; must outlive its subscriptions.
 class EventBus {
  public:
-  // Stamps with the time and hands out. Never blocks on a subscriber.
-  void Publish(const std::string& ns, const std::string& topic,
-               const google::protobuf::Message& event);
-  void PublishAny(const std::string& ns, const std::string& topic,
-                  const google::protobuf::Any& event);
+  // Keeps the newest `kept_max` events (at least one) in `db`, which is
+  // borrowed, and numbers on from the last one there. Call before use.
+  absl::Status OpenLog(Db& db, int64_t kept_max);
+
+  // Events that wait for the batch that they are part of.
+  class Staged {
+   public:
+    bool empty() const { return envelopes.empty(); }
+
+   private:
+    friend class EventBus;
+    uint64_t first = 0;
+    std::vector<std::shared_ptr<const Envelope>> envelopes;
+  };
+  // Numbers `envelopes` and adds them to `batch`. Every Stage() needs its
+  // Finish(), soon: later events wait for it.
+  Staged Stage(std::vector<Envelope> envelopes, Batch* batch);
+  // The batch is written, or was given up: then nobody sees them.
+  void Finish(Staged staged, bool committed);
+
+  // Stamps with the time, keeps and hands out. Never blocks on a subscriber.
+  // Errors: the disk's; then nobody sees the event.
+  absl::Status Publish(const std::string& ns, const std::string& topic,
+                       const google::protobuf::Message& event);
+  absl::Status PublishAny(const std::string& ns, const std::string& topic,
+                          const google::protobuf::Any& event);
   // As it is.
-  void Forward(Envelope envelope);
+  absl::Status Forward(Envelope envelope);
 
   // `on_ready` is called, from a publisher's thread, whenever something was
   // queued; it must not block nor call the bus. Destroying the subscription
   // waits for a running `on_ready`.
-  // Errors: kResourceExhausted: too many subscribers.
+  // `after`: begin behind the event of this number; 0: with the oldest kept.
+  // Not given: with what is published from now on.
+  // Errors: kResourceExhausted: too many subscribers. kOutOfRange: events
+  //   behind `after` are gone already. kFailedPrecondition: `after` is larger
+  //   than any number given out (a restored backup).
   absl::StatusOr<std::unique_ptr<Subscription>> Subscribe(
-      filters::Filter filter, std::function<void()> on_ready);
+      filters::Filter filter, std::function<void()> on_ready,
+      std::optional<uint64_t> after = std::nullopt);
+
+  // The number of the last event handed out; 0: none yet.
+  uint64_t last() const;
 
  private:
   friend class Subscription;
-  absl::Mutex mutex_;
+  void Deliver(const Event& event);  // Under mutex_.
+  void Trim();
+
+  Db* db_ = nullptr;
+  uint64_t kept_max_ = 1;
+  mutable absl::Mutex mutex_;
   std::list<Subscription*> subscribers_;
+  uint64_t next_ = 1;     // Next number to give out.
+  uint64_t pending_ = 1;  // First number that was not finished.
+  uint64_t oldest_ = 1;   // First number that may be in the log.
+  // Finished, but behind one that is not. Null: given up.
+  std::map<uint64_t, std::shared_ptr<const Envelope>> finished_;
 };
+
+// An envelope with its time set to now.
+Envelope MakeEnvelope(const std::string& ns, const std::string& topic,
+                      const google::protobuf::Any& event);
 
 }  // namespace bulkhead::metadata
 

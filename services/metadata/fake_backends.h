@@ -28,9 +28,9 @@ class FakeContentBackend final : public ContentBackend {
       const std::string&) override {
     return absl::UnimplementedError("fake");
   }
-  absl::Status ListBlobs(
-      const std::function<void(const std::string&)>& visitor) override {
-    for (const auto& [digest, size] : blobs) visitor(digest);
+  absl::Status ListBlobs(const std::function<void(const std::string&, int64_t)>&
+                             visitor) override {
+    for (const auto& [digest, size] : blobs) visitor(digest, size);
     return absl::OkStatus();
   }
   absl::Status Delete(const std::string& digest) override {

@@ -2,332 +2,21 @@
 
 #include <algorithm>
 
-#include "absl/strings/match.h"
 #include "lib/log/log.h"
 #include "lib/stats/stats.h"
 #include "proto/containerd/events/image.pb.h"
 #include "proto/containerd/events/snapshot.pb.h"
-#include "proto/containerd/services/containers/v1/containers.pb.h"
 #include "proto/containerd/services/images/v1/images.pb.h"
 #include "proto/containerd/services/leases/v1/leases.pb.h"
-#include "proto/containerd/types/sandbox.pb.h"
+#include "services/metadata/marker.h"
 
 namespace bulkhead::metadata {
 namespace {
 
-using containerd::services::containers::v1::Container;
-using containerd::services::images::v1::Image;
 using containerd::services::leases::v1::Lease;
-using containerd::types::Sandbox;
 
-constexpr char kGcPrefix[] = "containerd.io/gc.";
 // When a backend refused something.
 constexpr absl::Duration kRetryInterval = absl::Seconds(30);
-
-// If `label` is `name` alone or goes on with "." or "/".
-bool IsReference(const std::string& label, const std::string& name) {
-  return absl::StartsWith(label, name) &&
-         (label.size() == name.size() || label[name.size()] == '.' ||
-          label[name.size()] == '/');
-}
-
-// The object that a gc.ref or gc.bref label names; empty if it is not one.
-std::string Referenced(const std::string& ns, const std::string& label,
-                       const std::string& value, const std::string& prefix) {
-  if (!absl::StartsWith(label, prefix) || value.empty()) return "";
-  const std::string rest = label.substr(prefix.size());
-  if (IsReference(rest, "content")) return Key(kind::kBlob, {ns, value});
-  if (IsReference(rest, "image")) return Key(kind::kImage, {ns, value});
-  if (IsReference(rest, "container")) {
-    return Key(kind::kContainer, {ns, value});
-  }
-  constexpr char kSnapshotPrefix[] = "snapshot.";
-  if (absl::StartsWith(rest, kSnapshotPrefix)) {
-    std::string snapshotter = rest.substr(sizeof(kSnapshotPrefix) - 1);
-    snapshotter = snapshotter.substr(0, snapshotter.find('/'));
-    return Key(kind::kSnapshot, {ns, snapshotter, value});
-  }
-  return "";
-}
-
-bool HasRootLabel(const LabelMap& labels) {
-  for (const auto& [label, value] : labels) {
-    if (absl::StartsWith(label, kLabelRoot)) return true;
-  }
-  return false;
-}
-
-// The object that a lease's resource is.
-std::string ResourceKey(const std::string& ns, const std::string& type,
-                        const std::string& id) {
-  if (type == "content") return Key(kind::kBlob, {ns, id});
-  if (type == "images") return Key(kind::kImage, {ns, id});
-  if (type == "ingests") return Key(kind::kIngest, {ns, id});
-  constexpr char kSnapshots[] = "snapshots/";
-  if (absl::StartsWith(type, kSnapshots)) {
-    return Key(kind::kSnapshot, {ns, type.substr(sizeof(kSnapshots) - 1), id});
-  }
-  return "";
-}
-
-// One mark: what was reached, and the references that lead on.
-class Marker {
- public:
-  explicit Marker(Store& store) : store_(store) {}
-
-  // Marks everything reachable in `view`.
-  absl::Status MarkAll(const Db::View* view) {
-    view_ = view;
-    const absl::Time now = absl::Now();
-    // Labels can point backwards, so those are gathered before marking.
-    RETURN_IF_ERROR(ScanLabels<content_v1::Info>(kind::kBlob, true));
-    RETURN_IF_ERROR(ScanLabels<SnapshotRecord>(kind::kSnapshot, true));
-    RETURN_IF_ERROR(ScanLabels<Container>(kind::kContainer, false));
-    RETURN_IF_ERROR(store_.Scan<Image>(
-        Prefix(kind::kImage, {}),
-        [&](const std::vector<std::string>& key, Image& image) {
-          const std::string name = Key(kind::kImage, {key[0], key[1]});
-          if (Expired(image.labels(), now)) {
-            GatherBackReferences(key[0], name, image.labels());
-          } else {
-            roots_.push_back(name);
-          }
-          return true;
-        },
-        view));
-    RETURN_IF_ERROR(store_.Scan<Sandbox>(
-        Prefix(kind::kSandbox, {}),
-        [&](const std::vector<std::string>& key, Sandbox&) {
-          roots_.push_back(Key(kind::kSandbox, {key[0], key[1]}));
-          return true;
-        },
-        view));
-    RETURN_IF_ERROR(store_.Scan<IngestRecord>(
-        Prefix(kind::kIngest, {}),
-        [&](const std::vector<std::string>& key, IngestRecord& ingest) {
-          if (ingest.has_expire_at() && ToTime(ingest.expire_at()) > now) {
-            roots_.push_back(Key(kind::kIngest, {key[0], key[1]}));
-          }
-          return true;
-        },
-        view));
-    RETURN_IF_ERROR(MarkLeases(now));
-    for (const std::string& root : roots_) queue_.push_back(root);
-    roots_.clear();
-    return Drain();
-  }
-
-  // Marks what was written since, and what that refers to now.
-  absl::Status MarkNoted(const std::vector<std::string>& keys) {
-    view_ = nullptr;
-    for (const std::string& key : keys) {
-      switch (key[0]) {
-        case kind::kLeaseResource: {
-          const std::vector<std::string> parts = Split(key);
-          Push(ResourceKey(parts[0], parts[2], parts[3]));
-          break;
-        }
-        case kind::kImage:
-        case kind::kContainer:
-        case kind::kSandbox:
-        case kind::kBlob:
-        case kind::kIngest:
-        case kind::kSnapshot:
-          // Its references may be new, even if it was marked before.
-          marked_.insert(key);
-          RETURN_IF_ERROR(Follow(key));
-          break;
-        default:
-          break;
-      }
-    }
-    return Drain();
-  }
-
-  bool IsLive(const std::string& key) const {
-    return marked_.contains(key) || flat_.contains(key);
-  }
-
- private:
-  template <typename Record>
-  absl::Status ScanLabels(char kind, bool roots_by_label) {
-    return store_.Scan<Record>(
-        Prefix(kind, {}),
-        [&](const std::vector<std::string>& parts, Record& record) {
-          const std::string key =
-              parts.size() == 2 ? Key(kind, {parts[0], parts[1]})
-                                : Key(kind, {parts[0], parts[1], parts[2]});
-          if (!roots_by_label || HasRootLabel(record.labels())) {
-            roots_.push_back(key);
-          }
-          GatherBackReferences(parts[0], key, record.labels());
-          return true;
-        },
-        view_);
-  }
-
-  void GatherBackReferences(const std::string& ns, const std::string& key,
-                            const LabelMap& labels) {
-    for (const auto& [label, value] : labels) {
-      std::string parent =
-          Referenced(ns, label, value, absl::StrCat(kGcPrefix, "bref."));
-      if (!parent.empty()) back_[std::move(parent)].push_back(key);
-    }
-  }
-
-  absl::Status MarkLeases(absl::Time now) {
-    std::unordered_map<std::string, bool> flat;  // Of live leases.
-    RETURN_IF_ERROR(store_.Scan<Lease>(
-        Prefix(kind::kLease, {}),
-        [&](const std::vector<std::string>& key, Lease& lease) {
-          if (Expired(lease.labels(), now)) return true;
-          flat[Key(kind::kLease, {key[0], key[1]})] =
-              lease.labels().contains(kLabelFlat);
-          return true;
-        },
-        view_));
-    std::vector<std::string> flat_resources;
-    RETURN_IF_ERROR(store_.db().Scan(
-        Prefix(kind::kLeaseResource, {}),
-        [&](std::string_view key, std::string_view) {
-          const std::vector<std::string> parts = Split(key);
-          const auto lease = flat.find(Key(kind::kLease, {parts[0], parts[1]}));
-          if (lease == flat.end()) return true;
-          const std::string resource =
-              ResourceKey(parts[0], parts[2], parts[3]);
-          if (resource.empty()) return true;
-          if (lease->second) {
-            flat_resources.push_back(resource);
-          } else {
-            roots_.push_back(resource);
-          }
-          return true;
-        },
-        view_));
-    for (const std::string& key : flat_resources) {
-      RETURN_IF_ERROR(MarkFlat(key));
-    }
-    return absl::OkStatus();
-  }
-
-  // The object itself; a snapshot's parents; an image's target.
-  absl::Status MarkFlat(std::string key) {
-    while (!key.empty() && flat_.insert(key).second) {
-      const std::vector<std::string> parts = Split(key);
-      std::string next;
-      if (key[0] == kind::kSnapshot) {
-        ASSIGN_OR_RETURN(std::optional<SnapshotRecord> snapshot,
-                         store_.Get<SnapshotRecord>(key, view_));
-        if (snapshot.has_value() && !snapshot->parent().empty()) {
-          next = Key(kind::kSnapshot, {parts[0], parts[1], snapshot->parent()});
-        }
-      } else if (key[0] == kind::kImage) {
-        ASSIGN_OR_RETURN(std::optional<Image> image,
-                         store_.Get<Image>(key, view_));
-        if (image.has_value()) {
-          next = Key(kind::kBlob, {parts[0], image->target().digest()});
-        }
-      }
-      key = std::move(next);
-    }
-    return absl::OkStatus();
-  }
-
-  void Push(std::string key) {
-    if (!key.empty() && !marked_.contains(key))
-      queue_.push_back(std::move(key));
-  }
-
-  absl::Status Drain() {
-    while (!queue_.empty()) {
-      const std::string key = std::move(queue_.back());
-      queue_.pop_back();
-      if (!marked_.insert(key).second) continue;
-      RETURN_IF_ERROR(Follow(key));
-    }
-    return absl::OkStatus();
-  }
-
-  void FollowLabels(const std::string& ns, const LabelMap& labels) {
-    static const std::string* const kPrefix =
-        new std::string(absl::StrCat(kGcPrefix, "ref."));
-    for (const auto& [label, value] : labels) {
-      Push(Referenced(ns, label, value, *kPrefix));
-    }
-  }
-
-  // Queues what the object refers to.
-  absl::Status Follow(const std::string& key) {
-    const std::vector<std::string> parts = Split(key);
-    const std::string& ns = parts[0];
-    if (auto it = back_.find(key); it != back_.end()) {
-      for (const std::string& child : it->second) Push(child);
-    }
-    switch (key[0]) {
-      case kind::kImage: {
-        ASSIGN_OR_RETURN(std::optional<Image> image,
-                         store_.Get<Image>(key, view_));
-        if (!image.has_value()) break;
-        Push(Key(kind::kBlob, {ns, image->target().digest()}));
-        FollowLabels(ns, image->labels());
-        break;
-      }
-      case kind::kBlob: {
-        ASSIGN_OR_RETURN(std::optional<content_v1::Info> info,
-                         store_.Get<content_v1::Info>(key, view_));
-        if (info.has_value()) FollowLabels(ns, info->labels());
-        break;
-      }
-      case kind::kSnapshot: {
-        ASSIGN_OR_RETURN(std::optional<SnapshotRecord> snapshot,
-                         store_.Get<SnapshotRecord>(key, view_));
-        if (!snapshot.has_value()) break;
-        if (!snapshot->parent().empty()) {
-          Push(Key(kind::kSnapshot, {ns, parts[1], snapshot->parent()}));
-        }
-        FollowLabels(ns, snapshot->labels());
-        break;
-      }
-      case kind::kContainer: {
-        ASSIGN_OR_RETURN(std::optional<Container> container,
-                         store_.Get<Container>(key, view_));
-        if (!container.has_value()) break;
-        if (!container->snapshot_key().empty()) {
-          Push(Key(kind::kSnapshot,
-                   {ns, container->snapshotter(), container->snapshot_key()}));
-        }
-        FollowLabels(ns, container->labels());
-        break;
-      }
-      case kind::kSandbox: {
-        ASSIGN_OR_RETURN(std::optional<Sandbox> sandbox,
-                         store_.Get<Sandbox>(key, view_));
-        if (sandbox.has_value()) FollowLabels(ns, sandbox->labels());
-        break;
-      }
-      case kind::kIngest: {
-        ASSIGN_OR_RETURN(std::optional<IngestRecord> ingest,
-                         store_.Get<IngestRecord>(key, view_));
-        if (ingest.has_value() && !ingest->expected().empty()) {
-          Push(Key(kind::kBlob, {ns, ingest->expected()}));
-        }
-        break;
-      }
-      default:
-        break;
-    }
-    return absl::OkStatus();
-  }
-
-  Store& store_;
-  const Db::View* view_ = nullptr;
-  std::vector<std::string> roots_;
-  std::vector<std::string> queue_;
-  std::unordered_set<std::string> marked_;
-  std::unordered_set<std::string> flat_;
-  // Back references: from what is pointed at to those that point.
-  std::unordered_map<std::string, std::vector<std::string>> back_;
-};
 
 // Adds the removal of one object, re-read now, to `batch`.
 class Sweeper {
@@ -342,14 +31,17 @@ class Sweeper {
     };
     switch (key[0]) {
       case kind::kSnapshot: {
-        ASSIGN_OR_RETURN(std::optional<SnapshotRecord> record,
-                         store_.Get<SnapshotRecord>(key));
-        if (!record.has_value()) break;
-        DeleteSnapshotRecord(parts[0], parts[1], parts[2], *record, drop);
+        const absl::StatusOr<std::optional<SnapshotRecord>> record =
+            store_.Get<SnapshotRecord>(key);
+        if (absl::IsDataLoss(record.status())) break;  // Set aside just now.
+        RETURN_IF_ERROR(record.status());
+        if (!record->has_value()) break;
+        DeleteSnapshotRecord(parts[0], parts[1], parts[2], **record, drop);
         containerd::events::SnapshotRemove event;
         event.set_key(parts[2]);
         event.set_snapshotter(parts[1]);
-        events_.push_back({parts[0], "/snapshot/remove", PackEvent(event)});
+        events_.push_back(
+            MakeEnvelope(parts[0], "/snapshot/remove", PackEvent(event)));
         ++result_->snapshots;
         break;
       }
@@ -357,7 +49,8 @@ class Sweeper {
         drop(key);
         containerd::services::images::v1::ImageDelete event;
         event.set_name(parts[1]);
-        events_.push_back({parts[0], "/images/delete", PackEvent(event)});
+        events_.push_back(
+            MakeEnvelope(parts[0], "/images/delete", PackEvent(event)));
         ++result_->images;
         break;
       }
@@ -381,35 +74,25 @@ class Sweeper {
   }
 
   absl::Status Apply(bool sync) {
-    RETURN_IF_ERROR(store_.db().Write(batch_, sync));
+    EventBus::Staged staged =
+        store_.events().Stage(std::exchange(events_, {}), &batch_);
+    const absl::Status status = store_.db().Write(batch_, sync);
+    store_.events().Finish(std::move(staged), status.ok());
     batch_.changes.clear();
-    for (const Event& event : events_) {
-      store_.events().PublishAny(event.ns, event.topic, event.event);
-    }
-    events_.clear();
-    return absl::OkStatus();
+    return status;
   }
 
  private:
-  struct Event {
-    std::string ns;
-    std::string topic;
-    google::protobuf::Any event;
-  };
-
   Store& store_;
   CollectResult* const result_;
   Batch batch_;
-  std::vector<Event> events_;
+  std::vector<Envelope> events_;
 };
 
-absl::StatusOr<CollectResult> CollectBehindBarrier(
-    Store& store, const Db::View* view, absl::Duration* pause,
-    const std::function<void()>& after_mark) {
-  Marker marker(store);
-  RETURN_IF_ERROR(marker.MarkAll(view));
-
-  // Leases and expired images first: they name others.
+// What `marker` did not reach, as of `view`. Leases first: they name others.
+absl::StatusOr<std::vector<std::string>> FindGarbage(Store& store,
+                                                     const Marker& marker,
+                                                     const Db::View* view) {
   const absl::Time now = absl::Now();
   std::vector<std::string> garbage;
   RETURN_IF_ERROR(store.Scan<Lease>(
@@ -432,6 +115,16 @@ absl::StatusOr<CollectResult> CollectBehindBarrier(
         },
         view));
   }
+  return garbage;
+}
+
+absl::StatusOr<CollectResult> CollectBehindBarrier(
+    Store& store, const Db::View* view, absl::Duration* pause,
+    const std::function<void()>& after_mark) {
+  Marker marker(store);
+  RETURN_IF_ERROR(marker.MarkAll(view));
+  ASSIGN_OR_RETURN(const std::vector<std::string> garbage,
+                   FindGarbage(store, marker, view));
   if (after_mark) after_mark();
 
   CollectResult result;
@@ -453,7 +146,7 @@ absl::StatusOr<CollectResult> CollectBehindBarrier(
   }
   // Backends are swept after this: their loss must not outlive the records.
   Batch sync;
-  sync.Put(Key(kind::kVersion, {}), kSchemaVersion);
+  sync.Put(Key(kind::kVersion, {}), std::to_string(kSchemaVersion));
   RETURN_IF_ERROR(store.db().Write(sync, /*sync=*/true));
   return result;
 }
@@ -468,6 +161,13 @@ absl::StatusOr<CollectResult> CollectRecords(
       CollectBehindBarrier(store, view.get(), pause, after_mark);
   store.EndBarrier();
   return result;
+}
+
+absl::StatusOr<std::vector<std::string>> ListGarbage(Store& store) {
+  const std::unique_ptr<Db::View> view = store.db().TakeView();
+  Marker marker(store);
+  RETURN_IF_ERROR(marker.MarkAll(view.get()));
+  return FindGarbage(store, marker, view.get());
 }
 
 Collector::Collector(Store& store, Content& content, Snapshots& snapshots,
@@ -493,7 +193,7 @@ Collector::~Collector() {
   store_.on_change = nullptr;
 }
 
-absl::Status Collector::CollectNow() {
+absl::StatusOr<CollectResult> Collector::CollectNow() {
   absl::MutexLock lock(&mutex_);
   const uint64_t request = ++wanted_;
   const auto done = [this, request] {
@@ -501,7 +201,8 @@ absl::Status Collector::CollectNow() {
   };
   mutex_.Await(absl::Condition(&done));
   if (finished_ < request) return absl::CancelledError("shutting down");
-  return last_;
+  RETURN_IF_ERROR(last_.status());
+  return *last_;
 }
 
 void Collector::Run() {
@@ -530,10 +231,10 @@ void Collector::Run() {
     store_.deletions = 0;
     store_.mutations = 0;
     mutex_.Unlock();
-    const absl::Status status = Collect(backends);
+    absl::StatusOr<CollectResult> result = Collect(backends);
     mutex_.Lock();
     first = false;
-    last_ = status;
+    last_ = std::move(result);
     finished_ = request;
     if (stopping_) return;
     // The share of time in which writers wait stays below pause_threshold.
@@ -550,7 +251,7 @@ bool Collector::Due() const {
          store_.mutations >= options_.mutation_threshold;
 }
 
-absl::Status Collector::Collect(bool backends) {
+absl::StatusOr<CollectResult> Collector::Collect(bool backends) {
   static stats::Value* const runs = stats::Counter("bulkhead_gc_runs_total");
   static stats::Value* const removed =
       stats::Counter("bulkhead_gc_removed_total");
@@ -583,7 +284,7 @@ absl::Status Collector::Collect(bool backends) {
               {"leases", std::to_string(result->leases)},
               {"pause", absl::FormatDuration(pause)},
               {"took", absl::FormatDuration(absl::Now() - started)}});
-  return absl::OkStatus();
+  return *result;
 }
 
 // What fails is logged and tried again after kRetryInterval.

@@ -8,8 +8,6 @@
 // keys and what they refer to before each step: whatever was created or
 // referred to since the mark began survives this run. What lost its last
 // reference meanwhile waits for the next.
-//
-// Not done: gc.cond.* labels, which are ignored.
 #ifndef BULKHEAD_SERVICES_METADATA_GC_H_
 #define BULKHEAD_SERVICES_METADATA_GC_H_
 
@@ -48,6 +46,9 @@ absl::StatusOr<CollectResult> CollectRecords(
     Store& store, absl::Duration* pause = nullptr,
     const std::function<void()>& after_mark = nullptr);
 
+// The database keys of what a collection begun now would remove.
+absl::StatusOr<std::vector<std::string>> ListGarbage(Store& store);
+
 struct CollectorOptions {
   absl::Duration startup_delay = absl::Milliseconds(100);
   absl::Duration schedule_delay = absl::ZeroDuration();
@@ -67,12 +68,12 @@ class Collector {
   // Waits for a whole run that begins after the call, backends included.
   // Errors: kCancelled: the collector is being destroyed. What a backend
   // refused to delete is logged and tried again later, and is no error.
-  absl::Status CollectNow();
+  absl::StatusOr<CollectResult> CollectNow();
 
  private:
   void Run();
   bool Due() const;  // A threshold is reached.
-  absl::Status Collect(bool backends);
+  absl::StatusOr<CollectResult> Collect(bool backends);
   void SweepBackends();
 
   Store& store_;
@@ -86,7 +87,7 @@ class Collector {
   bool retry_ = false;     // A backend was not swept in full.
   uint64_t wanted_ = 0;    // Runs asked for.
   uint64_t finished_ = 0;  // The last request that a whole run answered.
-  absl::Status last_;
+  absl::StatusOr<CollectResult> last_ = CollectResult();
   absl::Duration pause_average_ = absl::Milliseconds(5);
   std::thread thread_;
 };

@@ -6,6 +6,8 @@
 
 #include "lib/testing/temp_dir.h"
 #include "services/metadata/fake_backends.h"
+#include "services/metadata/fsck.h"
+#include "services/metadata/marker.h"
 #include "services/metadata/objects.h"
 
 namespace bulkhead::metadata {
@@ -287,6 +289,264 @@ TEST_F(GcTest, RandomModel) {
     for (int i = 0; i < 4; ++i) {
       ASSERT_TRUE(images_.Delete("ns", "i" + std::to_string(i), "", "").ok());
     }
+  }
+}
+
+TEST_F(GcTest, ConditionalReferences) {
+  EXPECT_TRUE(ConditionHolds("usedat<24h", absl::Hours(1)));
+  EXPECT_FALSE(ConditionHolds("usedat<24h", absl::Hours(25)));
+  EXPECT_TRUE(ConditionHolds("usedat>48h,usedat<=1h", absl::Hours(1)));
+  EXPECT_FALSE(ConditionHolds("usedat", absl::Hours(1)));
+  EXPECT_FALSE(ConditionHolds("other<1h", absl::ZeroDuration()));
+  EXPECT_FALSE(ConditionHolds("usedat<x", absl::ZeroDuration()));
+  for (const bool recent : {true, false}) {
+    const std::string name = recent ? "new" : "old";
+    LabelMap used;
+    used["containerd.io/gc.root"] = "x";
+    used["containerd.io/gc.cond.value-usedat"] = absl::FormatTime(
+        absl::RFC3339_full, absl::Now() - absl::Hours(recent ? 1 : 30),
+        absl::UTCTimeZone());
+    AddSnapshot(name, "", used);
+    LabelMap condition;
+    condition["containerd.io/gc.cond.snapshot.fake"] = "usedat<24h|" + name;
+    ASSERT_TRUE(AddBlob("ns", DigestOf(recent), condition).ok());
+  }
+  Collect();
+  EXPECT_TRUE(HasBlob(DigestOf(1)));
+  EXPECT_FALSE(HasBlob(DigestOf(0)));
+}
+
+TEST_F(GcTest, IsolatedNamespacesShareNothingUnasked) {
+  Content isolated(store_, blobs_, true);
+  ASSERT_TRUE(AddBlob("ns", DigestOf(1), {}).ok());
+  WriterRequest request;
+  request.ns = "other";
+  request.ref = "r";
+  request.expected = DigestOf(1);
+  EXPECT_FALSE((*isolated.OpenWriter(request))->is_virtual());
+  Namespace ns;
+  ns.set_name("ns");
+  (*ns.mutable_labels())["containerd.io/namespace.shareable"] = "true";
+  ASSERT_TRUE(Namespaces(store_).Update(ns, {}).ok());
+  request.ref = "r2";
+  EXPECT_TRUE((*isolated.OpenWriter(request))->is_virtual());
+}
+
+TEST_F(GcTest, LostAndShortBlobsHealWithTheNextWrite) {
+  LabelMap labels;
+  labels["a"] = "b";
+  ASSERT_TRUE(AddBlob("ns", DigestOf(1), labels).ok());
+  EXPECT_TRUE(absl::IsAlreadyExists(AddBlob("ns", DigestOf(1), {})));
+  blobs_.blobs[DigestOf(1)] = 0;  // A power cut.
+  EXPECT_TRUE(AddBlob("ns", DigestOf(1), {}).ok());
+  EXPECT_EQ(blobs_.blobs[DigestOf(1)], 5);
+  blobs_.blobs.erase(DigestOf(1));
+  EXPECT_TRUE(AddBlob("ns", DigestOf(1), {}).ok());
+  EXPECT_EQ(content_.Info("ns", DigestOf(1))->labels().at("a"), "b");
+}
+
+TEST_F(GcTest, DamagedRecordsStopNothingAndFreeNothing) {
+  ASSERT_TRUE(AddBlob("ns", DigestOf(1), {}).ok());
+  ASSERT_TRUE(AddBlob("other", DigestOf(2), {}).ok());
+  AddImage("good", DigestOf(3));
+  AddImage("i", DigestOf(1));
+  const std::string key = Key(kind::kImage, {"ns", "i"});
+  Batch flip;
+  flip.Put(key, "\xff\xff\xff");
+  ASSERT_TRUE(store_.db().Write(flip, true).ok());
+  const absl::Status lost = images_.Get("ns", "i").status();
+  EXPECT_EQ(lost, absl::DataLossError(
+                      "the record of image \"i\" in namespace \"ns\" is "
+                      "damaged; it was set aside (see bulkhead fsck)"));
+  EXPECT_TRUE(absl::IsNotFound(images_.Get("ns", "i").status()));
+  EXPECT_EQ(images_.List("ns", filters::Filter())->size(), 1u);
+  Collect();
+  EXPECT_TRUE(HasBlob(DigestOf(1)));  // Who knows what the record named.
+  EXPECT_FALSE(content_.Info("other", DigestOf(2)).ok());
+
+  std::vector<Finding> findings;
+  const auto report = [&findings](const Finding& finding) {
+    findings.push_back(finding);
+    return true;
+  };
+  CheckOptions options;
+  options.bytes = false;  // The fake has none.
+  options.repair = true;
+  ASSERT_TRUE(CheckAll(store_, content_, *snapshots_, options, report).ok());
+  ASSERT_EQ(findings.size(), 2u);
+  EXPECT_EQ(findings[0].key, key);
+  EXPECT_FALSE(findings[0].repaired.empty());
+  EXPECT_EQ(findings[1].key, Key(kind::kImage, {"ns", "good"}));
+  EXPECT_EQ(findings[1].severity, Severity::kLost);
+  Collect();
+  EXPECT_FALSE(HasBlob(DigestOf(1)));
+}
+
+TEST_F(GcTest, CheckRepairsBlobsSnapshotsAndIndexes) {
+  LabelMap root;
+  root["containerd.io/gc.root"] = "x";
+  ASSERT_TRUE(AddBlob("ns", DigestOf(1), root).ok());
+  ASSERT_TRUE(AddBlob("ns", DigestOf(2), root).ok());
+  AddSnapshot("base", "", root);
+  AddSnapshot("top", "base", root);
+  AddSnapshot("gone", "", root);
+  AddImage("i", DigestOf(3));
+  blobs_.blobs[DigestOf(3)] = 5;  // Lost its record.
+  blobs_.blobs[DigestOf(2)] = 1;
+  for (const auto& [key, info] : std::map(snapshotter_->snapshots)) {
+    if (key.ends_with("/gone")) snapshotter_->snapshots.erase(key);
+  }
+  Batch cut;
+  cut.Delete(Key(kind::kSnapshotChild, {"ns", "fake", "base", "top"}));
+  ASSERT_TRUE(store_.db().Write(cut, true).ok());
+  std::vector<Finding> findings;
+  const auto report = [&findings](const Finding& finding) {
+    if (finding.severity != Severity::kNote) findings.push_back(finding);
+    return true;
+  };
+  CheckOptions options;
+  options.bytes = false;
+  ASSERT_TRUE(CheckAll(store_, content_, *snapshots_, options, report).ok());
+  EXPECT_EQ(findings.size(), 4u);
+  options.repair = true;
+  ASSERT_TRUE(CheckAll(store_, content_, *snapshots_, options, report).ok());
+  findings.clear();
+  ASSERT_TRUE(CheckAll(store_, content_, *snapshots_, options, report).ok());
+  EXPECT_TRUE(findings.empty()) << findings[0].text;
+  EXPECT_TRUE(HasBlob(DigestOf(3)));
+  EXPECT_FALSE(HasBlob(DigestOf(2)));
+  EXPECT_FALSE(HasSnapshot("gone"));
+  EXPECT_TRUE(absl::IsFailedPrecondition(snapshots_->Remove(call_, "base")));
+}
+
+TEST_F(GcTest, PathsExplain) {
+  LabelMap manifest;
+  manifest["containerd.io/gc.ref.content.l.0"] = DigestOf(2);
+  ASSERT_TRUE(AddBlob("ns", DigestOf(1), manifest).ok());
+  ASSERT_TRUE(AddBlob("ns", DigestOf(2), {}).ok());
+  ASSERT_TRUE(AddBlob("ns", DigestOf(3), {}).ok());
+  AddImage("i", DigestOf(1));
+  Marker marker(store_, true);
+  const auto view = store_.db().TakeView();
+  ASSERT_TRUE(marker.MarkAll(view.get()).ok());
+  const auto path = marker.PathTo(Key(kind::kBlob, {"ns", DigestOf(2)}));
+  ASSERT_EQ(path.size(), 3u);
+  EXPECT_EQ(path[0].key, Key(kind::kImage, {"ns", "i"}));
+  EXPECT_EQ(path[1].by, "target");
+  EXPECT_EQ(path[2].by, "containerd.io/gc.ref.content.l.0");
+  EXPECT_TRUE(marker.PathTo(Key(kind::kBlob, {"ns", DigestOf(3)})).empty());
+  EXPECT_EQ(ListGarbage(store_)->size(), 1u);
+}
+
+// Random operations on two namespaces with leases (some flat) and labels
+// against a model that is nothing but sets.
+TEST_F(GcTest, RandomOperationsModel) {
+  constexpr int kBlobs = 12;
+  struct Model {
+    std::map<int, std::set<int>> blobs;  // To what their labels name.
+    std::map<std::string, int> images;
+    std::map<std::string, std::pair<bool, std::set<int>>> leases;  // Flat.
+  };
+  for (int seed = 1; seed <= 4; ++seed) {
+    std::mt19937 random(seed);
+    std::map<std::string, Model> models = {{"p", {}}, {"q", {}}};
+    for (int step = 0; step < 150; ++step) {
+      const std::string ns = random() % 2 ? "p" : "q";
+      Model& model = models[ns];
+      const int n = static_cast<int>(random() % kBlobs);
+      const std::string name = std::to_string(random() % 4);
+      switch (random() % 8) {
+        case 0:
+        case 1: {
+          LabelMap labels;
+          std::set<int> edges;
+          for (int e = 0; e < static_cast<int>(random() % 3); ++e) {
+            const int to = static_cast<int>(random() % kBlobs);
+            labels["containerd.io/gc.ref.content." + std::to_string(e)] =
+                DigestOf(to);
+            edges.insert(to);
+          }
+          const bool leased = model.leases.contains(name);
+          const absl::Status status =
+              AddBlob(ns, DigestOf(n), labels, leased ? name : "");
+          EXPECT_EQ(status.ok(), !model.blobs.contains(n)) << status;
+          model.blobs.emplace(n, edges);
+          if (leased) model.leases[name].second.insert(n);
+          break;
+        }
+        case 2: {
+          Image image;
+          image.set_name(name);
+          image.mutable_target()->set_digest(DigestOf(n));
+          image.mutable_target()->set_media_type("m");
+          image.mutable_target()->set_size(5);
+          if (images_.Create(ns, image, "", {}).ok()) model.images[name] = n;
+          break;
+        }
+        case 3:
+          EXPECT_EQ(images_.Delete(ns, name, "", "").ok(),
+                    model.images.erase(name) > 0);
+          break;
+        case 4: {
+          Lease lease;
+          lease.set_id(name);
+          const bool flat = random() % 2;
+          if (flat) (*lease.mutable_labels())["containerd.io/gc.flat"] = "1";
+          if (leases_.Create(ns, lease).ok()) model.leases[name].first = flat;
+          break;
+        }
+        case 5:
+          EXPECT_EQ(leases_.Delete(ns, name).ok(),
+                    model.leases.erase(name) > 0);
+          break;
+        case 6:
+          EXPECT_EQ(content_.Delete(ns, DigestOf(n), "").ok(),
+                    model.blobs.erase(n) > 0);
+          break;
+        default:
+          Collect();
+          for (auto& [each, m] : models) {
+            std::set<int> live;
+            std::vector<int> queue;
+            std::set<int> flat;
+            for (const auto& [image, blob] : m.images) queue.push_back(blob);
+            for (const auto& [id, lease] : m.leases) {
+              for (const int blob : lease.second) {
+                lease.first ? (void)flat.insert(blob) : queue.push_back(blob);
+              }
+            }
+            while (!queue.empty()) {
+              const int at = queue.back();
+              queue.pop_back();
+              if (!live.insert(at).second || !m.blobs.contains(at)) continue;
+              for (const int to : m.blobs[at]) queue.push_back(to);
+            }
+            std::erase_if(m.blobs, [&](const auto& blob) {
+              return !live.contains(blob.first) && !flat.contains(blob.first);
+            });
+            for (int i = 0; i < kBlobs; ++i) {
+              EXPECT_EQ(content_.Info(each, DigestOf(i)).ok(),
+                        m.blobs.contains(i))
+                  << "seed " << seed << " step " << step << " " << each << i;
+            }
+          }
+          for (int i = 0; i < kBlobs; ++i) {
+            EXPECT_EQ(
+                blobs_.blobs.contains(DigestOf(i)),
+                models["p"].blobs.contains(i) || models["q"].blobs.contains(i));
+          }
+      }
+    }
+    for (auto& [ns, model] : models) {
+      for (const auto& [name, blob] : model.images) {
+        ASSERT_TRUE(images_.Delete(ns, name, "", "").ok());
+      }
+      for (const auto& [name, lease] : model.leases) {
+        ASSERT_TRUE(leases_.Delete(ns, name).ok());
+      }
+    }
+    Collect();
+    EXPECT_TRUE(blobs_.blobs.empty());
   }
 }
 

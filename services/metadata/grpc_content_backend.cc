@@ -242,13 +242,15 @@ class GrpcContentBackend final : public ContentBackend {
     return std::make_unique<StreamBlob>(stub_.get(), digest, size);
   }
 
-  absl::Status ListBlobs(
-      const std::function<void(const std::string&)>& visitor) override {
+  absl::Status ListBlobs(const std::function<void(const std::string&, int64_t)>&
+                             visitor) override {
     const auto context = rpc::MakeClientContext({});
     const auto reader = stub_->List(context.get(), {});
     v1::ListContentResponse response;
     while (reader->Read(&response)) {
-      for (const v1::Info& info : response.info()) visitor(info.digest());
+      for (const v1::Info& info : response.info()) {
+        visitor(info.digest(), info.size());
+      }
     }
     return rpc::FromGrpc(reader->Finish());
   }

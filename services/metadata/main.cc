@@ -5,6 +5,7 @@
 #include "lib/config/config.h"
 #include "lib/os/fd.h"
 #include "lib/service/service.h"
+#include "services/metadata/admin_service.h"
 #include "services/metadata/content_service.h"
 #include "services/metadata/data_server.h"
 #include "services/metadata/db.h"
@@ -12,6 +13,7 @@
 #include "services/metadata/grpc_content_backend.h"
 #include "services/metadata/grpc_snapshot_backend.h"
 #include "services/metadata/object_services.h"
+#include "services/metadata/offline.h"
 #include "services/metadata/snapshot_service.h"
 #include "services/metadata/store.h"
 
@@ -50,6 +52,7 @@ absl::Status Body(service::Context& context) {
   ASSIGN_OR_RETURN(std::unique_ptr<Db> db, Db::Open(root + "/db"));
   EventBus events;
   Store store(std::move(db), &events);
+  RETURN_IF_ERROR(events.OpenLog(store.db(), config.metadata.events_kept_max));
   const std::unique_ptr<ContentBackend> blobs = MakeContentBackend(config);
   Content content(store, *blobs,
                   config.metadata.content_sharing_policy == "isolated");
@@ -62,8 +65,8 @@ absl::Status Body(service::Context& context) {
   options.deletion_threshold = config.metadata.gc_deletion_threshold;
   options.pause_threshold = config.metadata.gc_pause_threshold;
   Collector collector(store, content, snapshots, options);
-  ObjectServices objects(store,
-                         [&collector] { return collector.CollectNow(); });
+  ObjectServices objects(
+      store, [&collector] { return collector.CollectNow().status(); });
   ContentService content_service(content);
   const std::unique_ptr<grpc::Service> snapshot_service =
       MakeSnapshotService(snapshots);
@@ -73,6 +76,9 @@ absl::Status Body(service::Context& context) {
   std::vector<grpc::Service*> services = objects.services();
   services.push_back(&content_service);
   services.push_back(snapshot_service.get());
+  const std::unique_ptr<grpc::Service> admin =
+      MakeAdminService(store, content, snapshots, collector);
+  services.push_back(admin.get());
   DataServer data_server(std::move(data), content);
   RETURN_IF_ERROR(context.ListenGrpc(services));
   context.Run();
@@ -82,6 +88,8 @@ absl::Status Body(service::Context& context) {
 }  // namespace
 
 int MetadataMain(int argc, char** argv) {
+  // `bulkhead metadata repair --root ROOT`, `... restore DIR --root ROOT`.
+  if (argc > 1 && IsOfflineCommand(argv[1])) return OfflineMain(argc, argv);
   service::Options options;
   options.name = "metadata";
   options.summary =

@@ -3,6 +3,7 @@
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/server_callback.h>
 
+#include "absl/strings/numbers.h"
 #include "lib/rpc/context.h"
 #include "lib/rpc/status.h"
 #include "proto/containerd/services/containers/v1/containers.grpc.pb.h"
@@ -343,7 +344,8 @@ class SandboxService final : public sandbox_v1::Store::Service {
 // One Subscribe call. Owned by gRPC; deletes itself when the call is over.
 class SubscribeReactor final : public grpc::ServerWriteReactor<Envelope> {
  public:
-  SubscribeReactor(EventBus& bus, const events_v1::SubscribeRequest& request) {
+  SubscribeReactor(EventBus& bus, grpc::CallbackServerContext* context,
+                   const events_v1::SubscribeRequest& request) {
     absl::StatusOr<filters::Filter> filter =
         filters::Filter::Parse(request.filters());
     if (!filter.ok()) {
@@ -352,12 +354,25 @@ class SubscribeReactor final : public grpc::ServerWriteReactor<Envelope> {
       Finish({grpc::StatusCode::UNKNOWN, mapped.error_message()});
       return;
     }
+    std::optional<uint64_t> after;
+    const auto header = context->client_metadata().find(kEventsAfterHeader);
+    if (header != context->client_metadata().end()) {
+      after.emplace();
+      const std::string text(header->second.data(), header->second.size());
+      if (!absl::SimpleAtoi(text, &*after)) {
+        Finish(ToGrpc(absl::InvalidArgumentError(absl::StrCat(
+            kEventsAfterHeader, ": ", Quoted(text), " is not a number"))));
+        return;
+      }
+      numbered_ = true;
+      context->AddInitialMetadata(kEventsLastHeader, absl::StrCat(bus.last()));
+    }
     {
       absl::MutexLock lock(&mutex_);
       busy_ = true;  // Until the headers are out.
     }
-    absl::StatusOr<std::unique_ptr<Subscription>> subscription =
-        bus.Subscribe(*std::move(filter), [this] { Pump(); });
+    absl::StatusOr<std::unique_ptr<Subscription>> subscription = bus.Subscribe(
+        *std::move(filter), [this] { Pump(); }, after);
     if (!subscription.ok()) {
       Finish(ToGrpc(subscription.status()));
       return;
@@ -398,11 +413,11 @@ class SubscribeReactor final : public grpc::ServerWriteReactor<Envelope> {
       absl::MutexLock lock(&mutex_);
       if (busy_ || finished_) return;
       if (!ended_) {
-        absl::StatusOr<std::shared_ptr<const Envelope>> next =
-            subscription_->Next();
+        const absl::StatusOr<Event> next = subscription_->Next();
         if (next.ok()) {
-          if (*next == nullptr) return;
-          current_ = *std::move(next);
+          if (next->envelope == nullptr) return;
+          current_ = next->envelope;
+          if (numbered_) current_ = Numbered(*next);
           busy_ = true;
         } else {
           ended_ = true;
@@ -418,6 +433,15 @@ class SubscribeReactor final : public grpc::ServerWriteReactor<Envelope> {
     }
   }
 
+  static std::shared_ptr<const Envelope> Numbered(const Event& event) {
+    auto copy = std::make_shared<Envelope>(*event.envelope);
+    copy->GetReflection()
+        ->MutableUnknownFields(copy.get())
+        ->AddVarint(kSequenceField, event.sequence);
+    return copy;
+  }
+
+  bool numbered_ = false;
   absl::Mutex mutex_;
   bool busy_ = false;      // A write is under way.
   bool ended_ = false;     // No more writes.
@@ -437,8 +461,7 @@ class EventsService final
                        Empty*) override {
     ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
     REPLY_IF_ERROR(ValidateTopic(request->topic()));
-    bus_.PublishAny(ns, request->topic(), request->event());
-    return grpc::Status::OK;
+    return ToGrpc(bus_.PublishAny(ns, request->topic(), request->event()));
   }
   grpc::Status Forward(ServerContext*, const events_v1::ForwardRequest* request,
                        Empty*) override {
@@ -453,13 +476,12 @@ class EventsService final
       return ToGrpc(absl::InvalidArgumentError(
           "timestamp must be set on forwarded event"));
     }
-    bus_.Forward(envelope);
-    return grpc::Status::OK;
+    return ToGrpc(bus_.Forward(envelope));
   }
   grpc::ServerWriteReactor<Envelope>* Subscribe(
-      grpc::CallbackServerContext*,
+      grpc::CallbackServerContext* context,
       const events_v1::SubscribeRequest* request) override {
-    return new SubscribeReactor(bus_, *request);
+    return new SubscribeReactor(bus_, context, *request);
   }
 
  private:

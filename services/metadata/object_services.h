@@ -14,6 +14,16 @@
 
 namespace bulkhead::metadata {
 
+// Events.Subscribe with this request header begins behind the event of that
+// number (0: with the oldest that is kept); OUT_OF_RANGE if some after it are
+// gone, FAILED_PRECONDITION if the number was never given out. Only then does
+// each envelope carry its number, as the varint field kSequenceField, which the
+// contract does not have and foreign clients skip, and the response headers
+// carry the last number so far.
+inline constexpr char kEventsAfterHeader[] = "bulkhead-events-after";
+inline constexpr char kEventsLastHeader[] = "bulkhead-events-last";
+inline constexpr int kSequenceField = 1000;
+
 // Waits for a whole collection that begins after the call.
 using CollectNow = std::function<absl::Status()>;
 

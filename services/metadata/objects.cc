@@ -143,11 +143,16 @@ absl::Status Namespaces::Delete(const std::string& name) {
                     return true;
                   }));
     }
-    RETURN_IF_ERROR(db.Write(batch, true));
     events::NamespaceDelete event;
     event.set_name(name);
-    store_.events().Publish(name, "/namespaces/delete", event);
-    return absl::OkStatus();
+    std::vector<Envelope> envelopes;
+    envelopes.push_back(
+        MakeEnvelope(name, "/namespaces/delete", PackEvent(event)));
+    EventBus::Staged staged =
+        store_.events().Stage(std::move(envelopes), &batch);
+    const absl::Status written = db.Write(batch, true);
+    store_.events().Finish(std::move(staged), written.ok());
+    return written;
   }));
   ++store_.deletions;
   if (store_.on_change) store_.on_change();

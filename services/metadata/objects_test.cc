@@ -21,9 +21,10 @@ class ObjectsTest : public ::testing::Test {
     std::vector<std::string> seen;
     while (true) {
       const auto next = subscription_->Next().value();
-      if (next == nullptr) return seen;
-      seen.push_back(absl::StrCat(next->namespace_(), " ", next->topic(), " ",
-                                  next->event().type_url()));
+      if (next.envelope == nullptr) return seen;
+      const Envelope& envelope = *next.envelope;
+      seen.push_back(absl::StrCat(envelope.namespace_(), " ", envelope.topic(),
+                                  " ", envelope.event().type_url()));
     }
   }
 
@@ -203,11 +204,11 @@ TEST_F(ObjectsTest, Events) {
                          .value(),
                      [] {})
           .value();
-  bus_.Publish("ns", "/tasks/exit", exit);
+  ASSERT_TRUE(bus_.Publish("ns", "/tasks/exit", exit).ok());
   exit.set_container_id("c2");
-  bus_.Publish("ns", "/tasks/exit", exit);
-  EXPECT_NE(matching->Next().value(), nullptr);
-  EXPECT_EQ(matching->Next().value(), nullptr);
+  ASSERT_TRUE(bus_.Publish("ns", "/tasks/exit", exit).ok());
+  EXPECT_NE(matching->Next()->envelope, nullptr);
+  EXPECT_EQ(matching->Next()->envelope, nullptr);
   EXPECT_EQ(Events().size(), 2u);
   EXPECT_EQ(ValidateTopic("x"),
             absl::InvalidArgumentError("envelope topic \"x\": must start with "

@@ -20,6 +20,8 @@
 //   k    ns, snapshotter, parent, key empty: children of a snapshot
 //   w    snapshotter, backend key, ns, key
 //                                     empty: which snapshot names a backend key
+//   e    sequence, 16 hex digits      types.Envelope: the event log
+//   z    a whole key                  the bytes of a record that does not parse
 //
 // The key of an object of the kinds i c x b g s is also its name in garbage
 // collection.
@@ -35,7 +37,7 @@
 
 namespace bulkhead::metadata {
 
-inline constexpr char kSchemaVersion[] = "1";
+inline constexpr int kSchemaVersion = 1;
 
 namespace kind {
 inline constexpr char kVersion = 'v';
@@ -51,6 +53,8 @@ inline constexpr char kIngest = 'g';
 inline constexpr char kSnapshot = 's';
 inline constexpr char kSnapshotChild = 'k';
 inline constexpr char kSnapshotBackend = 'w';
+inline constexpr char kEvent = 'e';
+inline constexpr char kDamaged = 'z';
 }  // namespace kind
 
 // Longest component: names, keys, refs.

@@ -63,6 +63,10 @@ class Snapshots {
                                                     const std::string& key);
 
   std::vector<std::string> names() const;
+  // For fsck. kInvalidArgument: no such snapshotter.
+  absl::StatusOr<SnapshotBackend*> Find(const std::string& snapshotter) const {
+    return Backend({"", "", snapshotter});
+  }
   // Removes what no record names from a backend, children first. Goes on past
   // failures; the first error, if any, at the end.
   absl::Status SweepBackend(const std::string& snapshotter);

@@ -1,7 +1,10 @@
 #include "services/metadata/store.h"
 
 #include "absl/strings/numbers.h"
+#include "lib/log/log.h"
+#include "lib/stats/stats.h"
 #include "proto/containerd/services/namespaces/v1/namespaces.pb.h"
+#include "services/metadata/util.h"
 
 namespace bulkhead::metadata {
 namespace {
@@ -10,9 +13,59 @@ constexpr uint64_t kSequenceBlock = 1024;
 
 }  // namespace
 
-absl::Status Store::Corrupt(const std::string& key) {
-  return absl::DataLossError(absl::StrCat("metadata database: record of kind '",
-                                          key.substr(0, 1), "' is damaged"));
+std::string DescribeKey(const std::string& key) {
+  const std::vector<std::string> parts = Split(key);
+  const char* what = "record";
+  switch (key.empty() ? '\0' : key[0]) {
+    case kind::kNamespace:
+      return absl::StrCat("namespace ", Quoted(parts[0]));
+    case kind::kImage:
+      what = "image";
+      break;
+    case kind::kContainer:
+      what = "container";
+      break;
+    case kind::kSandbox:
+      what = "sandbox";
+      break;
+    case kind::kLease:
+      what = "lease";
+      break;
+    case kind::kBlob:
+      what = "blob";
+      break;
+    case kind::kIngest:
+      what = "ingest";
+      break;
+    case kind::kSnapshot:
+      what = "snapshot";
+      break;
+    default:
+      break;
+  }
+  std::string text = absl::StrCat(what, " ", Quoted(parts.back()));
+  if (parts.size() > 1) {
+    absl::StrAppend(&text, " in namespace ", Quoted(parts[0]));
+  }
+  return text;
+}
+
+absl::Status Store::SetAside(const std::string& key,
+                             const std::string& bytes) const {
+  const absl::Status loss = absl::DataLossError(
+      absl::StrCat("the record of ", DescribeKey(key),
+                   " is damaged; it was set aside (see bulkhead fsck)"));
+  ASSIGN_OR_RETURN(std::optional<std::string> now, db_->Get(key));
+  if (!now.has_value() || *now != bytes) return loss;  // Replaced meanwhile.
+  Batch batch;
+  batch.Put(Prefix(kind::kDamaged, {}) + key, bytes);
+  batch.Delete(key);
+  log::Error("damaged record set aside", {{"record", DescribeKey(key)}});
+  static stats::Value* const damaged =
+      stats::Counter("bulkhead_metadata_damaged_records_total");
+  damaged->Add();
+  RETURN_IF_ERROR(db_->Write(batch, /*sync=*/true));
+  return loss;
 }
 
 absl::StatusOr<uint64_t> Store::NextSequence() {
@@ -22,7 +75,7 @@ absl::StatusOr<uint64_t> Store::NextSequence() {
     ASSIGN_OR_RETURN(std::optional<std::string> text, db_->Get(key));
     uint64_t begin = 1;
     if (text.has_value() && !absl::SimpleAtoi(*text, &begin)) {
-      return Corrupt(key);
+      return SetAside(key, *text);
     }
     Batch batch;
     batch.Put(key, std::to_string(begin + kSequenceBlock));
@@ -120,11 +173,12 @@ void Txn::RemoveFromLease(const std::string& lease, const std::string& type,
 
 void Txn::Publish(const std::string& topic,
                   const google::protobuf::Message& event) {
-  events_.emplace_back(topic, PackEvent(event));
+  events_.push_back(MakeEnvelope(ns_, topic, PackEvent(event)));
 }
 
 absl::Status Txn::Commit() {
-  if (!batch_.changes.empty() && !ns_.empty()) {
+  if (batch_.changes.empty()) return absl::OkStatus();
+  if (!ns_.empty()) {
     const std::string key = Key(kind::kNamespace, {ns_});
     ASSIGN_OR_RETURN(const bool known, Has(key));
     bool written = known;
@@ -133,22 +187,20 @@ absl::Status Txn::Commit() {
       Put(key, containerd::services::namespaces::v1::Namespace());
     }
   }
-  if (!batch_.changes.empty()) {
-    // Noted before it is written: the collector must not miss it.
-    if (store_.barrier_) {
-      absl::MutexLock lock(&store_.noted_mutex_);
-      for (const auto& [key, value] : batch_.changes) {
-        if (value.has_value()) store_.noted_.push_back(key);
-      }
+  // Noted before it is written: the collector must not miss it.
+  if (store_.barrier_) {
+    absl::MutexLock lock(&store_.noted_mutex_);
+    for (const auto& [key, value] : batch_.changes) {
+      if (value.has_value()) store_.noted_.push_back(key);
     }
-    RETURN_IF_ERROR(store_.db_->Write(batch_, true));
-    ++store_.mutations;
-    if (deletes_) ++store_.deletions;
-    if (store_.on_change) store_.on_change();
   }
-  for (const auto& [topic, event] : events_) {
-    store_.events_->PublishAny(ns_, topic, event);
-  }
+  EventBus::Staged staged = store_.events_->Stage(std::move(events_), &batch_);
+  const absl::Status written = store_.db_->Write(batch_, true);
+  store_.events_->Finish(std::move(staged), written.ok());
+  RETURN_IF_ERROR(written);
+  ++store_.mutations;
+  if (deletes_) ++store_.deletions;
+  if (store_.on_change) store_.on_change();
   return absl::OkStatus();
 }
 

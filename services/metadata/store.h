@@ -47,39 +47,44 @@ class Store {
   // A number never handed out before, restarts included.
   absl::StatusOr<uint64_t> NextSequence();
 
-  // Reads one record. nullopt: no such key.
+  // Reads one record. nullopt: no such key. kDataLoss: the record does not
+  // parse; it is named, and set aside: from now on there is no such key.
   template <typename Message>
   absl::StatusOr<std::optional<Message>> Get(
       const std::string& key, const Db::View* view = nullptr) const {
     ASSIGN_OR_RETURN(std::optional<std::string> bytes, db_->Get(key, view));
     if (!bytes.has_value()) return std::optional<Message>();
     std::optional<Message> message(std::in_place);
-    if (!message->ParseFromString(*bytes)) return Corrupt(key);
+    if (!message->ParseFromString(*bytes)) return SetAside(key, *bytes);
     return message;
   }
 
   // Visits the records with `prefix` in bytewise order; key components come
-  // split. The visitor returns false to stop.
+  // split. The visitor returns false to stop. Damaged records are set aside and
+  // left out.
   template <typename Message>
   absl::Status Scan(const std::string& prefix,
                     const std::function<bool(const std::vector<std::string>&,
                                              Message&)>& visitor,
                     const Db::View* view = nullptr) const {
-    absl::Status error;
-    RETURN_IF_ERROR(db_->Scan(
+    return db_->Scan(
         prefix,
         [&](std::string_view key, std::string_view value) {
           Message message;
           if (!message.ParseFromArray(value.data(),
                                       static_cast<int>(value.size()))) {
-            error = Corrupt(std::string(key));
-            return false;
+            (void)SetAside(std::string(key), std::string(value));  // It logs.
+            return true;
           }
           return visitor(Split(key), message);
         },
-        view));
-    return error;
+        view);
   }
+
+  // Moves a record that does not parse out of the way (kind::kDamaged), logs
+  // its name and returns kDataLoss with it. Garbage collection spares a
+  // namespace that has such records, as what they refer to is unknown.
+  absl::Status SetAside(const std::string& key, const std::string& bytes) const;
 
   // True if any key has `prefix`.
   absl::StatusOr<bool> Any(const std::string& prefix,
@@ -107,8 +112,6 @@ class Store {
 
  private:
   friend class Txn;
-  static absl::Status Corrupt(const std::string& key);
-
   const std::unique_ptr<Db> db_;
   EventBus* const events_;
   KeyedLocks digests_;
@@ -123,6 +126,9 @@ class Store {
   absl::Mutex noted_mutex_;
   std::vector<std::string> noted_;
 };
+
+// "image \"x\" in namespace \"y\"": the record of a key, for people.
+std::string DescribeKey(const std::string& key);
 
 // One short step: check, change, commit. Holds the locks of `keys` and the
 // world (shared) from construction to destruction: never call out meanwhile.
@@ -152,7 +158,7 @@ class Txn {
   void RemoveFromLease(const std::string& lease, const std::string& type,
                        const std::string& id);
 
-  // Published after a successful commit, before the locks go.
+  // Kept with the changes, and handed out after a successful commit.
   void Publish(const std::string& topic,
                const google::protobuf::Message& event);
   // Makes the collector look at once.
@@ -167,7 +173,7 @@ class Txn {
   const std::string ns_;
   KeyedLocks::Guard guard_;
   Batch batch_;
-  std::vector<std::pair<std::string, google::protobuf::Any>> events_;
+  std::vector<Envelope> events_;
   bool deletes_ = false;
 };
 

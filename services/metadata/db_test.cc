@@ -1,0 +1,161 @@
+// The database and the event log: versions, damage, backup, numbers.
+#include "services/metadata/db.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "lib/testing/temp_dir.h"
+#include "proto/containerd/events/task.pb.h"
+#include "services/metadata/events.h"
+#include "services/metadata/offline.h"
+#include "services/metadata/store.h"
+
+namespace bulkhead::metadata {
+namespace {
+
+TEST(Db, MigratesAndRefusesTheFuture) {
+  testing::TempDir dir;
+  const std::string path = dir.Path("db");
+  ASSERT_TRUE(Db::Open(path).ok());
+  DbOptions next;
+  next.schema_version = kSchemaVersion + 1;
+  EXPECT_TRUE(absl::IsFailedPrecondition(Db::Open(path, next).status()));
+  int runs = 0;
+  next.migrations.push_back({kSchemaVersion, [&](const Db&, Batch* batch) {
+                               ++runs;
+                               batch->Put("moved", "1");
+                               return absl::OkStatus();
+                             }});
+  EXPECT_EQ(**(*Db::Open(path, next))->Get("moved"), "1");
+  ASSERT_TRUE(Db::Open(path, next).ok());
+  EXPECT_EQ(runs, 1);
+  const absl::Status newer = Db::Open(path).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(newer));
+  EXPECT_NE(MessageOf(newer).find("start the newer Bulkhead"),
+            std::string::npos);
+}
+
+TEST(Db, DamageIsNamedRepairedAndRestored) {
+  testing::TempDir dir;
+  const std::string root = dir.path();
+  std::filesystem::create_directories(root + "/metadata");
+  const std::string path = root + "/metadata/db";
+  {
+    const auto db = Db::Open(path).value();
+    Batch batch;
+    batch.Put("k", "1");
+    ASSERT_TRUE(db->Write(batch, true).ok());
+    ASSERT_TRUE(db->Checkpoint(dir.Path("backup")).ok());
+    batch.Put("k", "2");
+    ASSERT_TRUE(db->Write(batch, true).ok());
+    EXPECT_FALSE(RepairDatabase(dir.Path("nowhere")).ok());
+  }
+  std::ofstream(path + "/CURRENT") << "rubbish";
+  const absl::Status damaged = Db::Open(path).status();
+  EXPECT_TRUE(absl::IsDataLoss(damaged)) << damaged;
+  EXPECT_NE(MessageOf(damaged).find("bulkhead fsck --repair"),
+            std::string::npos);
+  const absl::Status repaired = RepairDatabase(root);
+  ASSERT_TRUE(repaired.ok()) << repaired;
+  EXPECT_EQ(**(*Db::Open(path))->Get("k"), "2");
+  const absl::Status restored = RestoreDatabase(dir.Path("backup"), root);
+  ASSERT_TRUE(restored.ok()) << restored;
+  EXPECT_EQ(**(*Db::Open(path))->Get("k"), "1");
+  EXPECT_TRUE(absl::IsNotFound(RestoreDatabase(dir.Path("no"), root)));
+}
+
+class EventLogTest : public ::testing::Test {
+ protected:
+  void Open() {
+    db_.reset();
+    bus_ = std::make_unique<EventBus>();
+    db_ = Db::Open(dir_.Path("db")).value();
+    ASSERT_TRUE(bus_->OpenLog(*db_, 1000).ok());
+  }
+  void Publish(int count) {
+    containerd::events::TaskExit exit;
+    for (int i = 0; i < count; ++i) {
+      ASSERT_TRUE(bus_->Publish("ns", "/tasks/exit", exit).ok());
+    }
+  }
+  std::vector<uint64_t> After(uint64_t after) {
+    std::vector<uint64_t> seen;
+    const auto subscription = bus_->Subscribe(
+                                      filters::Filter(), [] {}, after)
+                                  .value();
+    while (true) {
+      const Event event = subscription->Next().value();
+      if (event.envelope == nullptr) return seen;
+      seen.push_back(event.sequence);
+    }
+  }
+
+  testing::TempDir dir_;
+  std::unique_ptr<Db> db_;
+  std::unique_ptr<EventBus> bus_;
+};
+
+TEST_F(EventLogTest, ResumesAcrossRestarts) {
+  Open();
+  Publish(300);
+  Open();
+  EXPECT_EQ(bus_->last(), 300u);
+  Publish(2);
+  EXPECT_EQ(After(299), (std::vector<uint64_t>{300, 301, 302}));
+  EXPECT_EQ(After(0).size(), 302u);
+  EXPECT_EQ(After(302).size(), 0u);
+  EXPECT_TRUE(absl::IsFailedPrecondition(bus_->Subscribe(
+                                                 filters::Filter(), [] {}, 303)
+                                             .status()));
+}
+
+TEST_F(EventLogTest, CatchesUpAndGoesOn) {
+  Open();
+  Publish(200);
+  const auto subscription = bus_->Subscribe(
+                                    filters::Filter(), [] {}, 10)
+                                .value();
+  Publish(5);
+  for (uint64_t i = 11; i <= 205; ++i) {
+    EXPECT_EQ(subscription->Next()->sequence, i);
+  }
+  EXPECT_EQ(subscription->Next()->envelope, nullptr);
+}
+
+TEST_F(EventLogTest, IsBounded) {
+  Open();
+  Publish(3000);
+  const std::vector<uint64_t> kept = After(0);
+  EXPECT_LE(kept.size(), 1300u);
+  EXPECT_GE(kept.size(), 1000u);
+  EXPECT_EQ(kept.back(), 3000u);
+  EXPECT_TRUE(absl::IsOutOfRange(bus_->Subscribe(
+                                         filters::Filter(), [] {}, 5)
+                                     .status()));
+  Open();
+  EXPECT_EQ(After(0), kept);
+}
+
+TEST_F(EventLogTest, OrderIsThatOfTheNumbers) {
+  Open();
+  const auto live = bus_->Subscribe(filters::Filter(), [] {}).value();
+  Batch batches[3];
+  EventBus::Staged staged[3];
+  for (int i = 0; i < 3; ++i) {
+    std::vector<Envelope> one(1);
+    staged[i] = bus_->Stage(std::move(one), &batches[i]);
+    ASSERT_TRUE(i == 1 || db_->Write(batches[i], true).ok());
+  }
+  bus_->Finish(std::move(staged[2]), true);
+  EXPECT_EQ(live->Next()->envelope, nullptr);  // Not before the first one.
+  bus_->Finish(std::move(staged[1]), false);
+  bus_->Finish(std::move(staged[0]), true);
+  EXPECT_EQ(live->Next()->sequence, 1u);
+  EXPECT_EQ(live->Next()->sequence, 3u);
+  EXPECT_EQ(After(0), (std::vector<uint64_t>{1, 3}));
+}
+
+}  // namespace
+}  // namespace bulkhead::metadata

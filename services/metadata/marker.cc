@@ -1,0 +1,395 @@
+#include "services/metadata/marker.h"
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_split.h"
+#include "proto/containerd/services/containers/v1/containers.pb.h"
+#include "proto/containerd/services/content/v1/content.pb.h"
+#include "proto/containerd/services/images/v1/images.pb.h"
+#include "proto/containerd/services/leases/v1/leases.pb.h"
+#include "proto/containerd/types/sandbox.pb.h"
+#include "services/metadata/records.pb.h"
+
+namespace bulkhead::metadata {
+namespace {
+
+namespace content_v1 = containerd::services::content::v1;
+using containerd::services::containers::v1::Container;
+using containerd::services::images::v1::Image;
+using containerd::services::leases::v1::Lease;
+using containerd::types::Sandbox;
+
+constexpr char kLabelCondition[] = "containerd.io/gc.cond.snapshot.";
+constexpr char kLabelUsedAt[] = "containerd.io/gc.cond.value-usedat";
+constexpr size_t kPathStepsMax = 10000;
+
+constexpr char kGcPrefix[] = "containerd.io/gc.";
+// If `label` is `name` alone or goes on with "." or "/".
+bool IsReference(const std::string& label, const std::string& name) {
+  return absl::StartsWith(label, name) &&
+         (label.size() == name.size() || label[name.size()] == '.' ||
+          label[name.size()] == '/');
+}
+
+// The object that a gc.ref or gc.bref label names; empty if it is not one.
+std::string Referenced(const std::string& ns, const std::string& label,
+                       const std::string& value, const std::string& prefix) {
+  if (!absl::StartsWith(label, prefix) || value.empty()) return "";
+  const std::string rest = label.substr(prefix.size());
+  if (IsReference(rest, "content")) return Key(kind::kBlob, {ns, value});
+  if (IsReference(rest, "image")) return Key(kind::kImage, {ns, value});
+  if (IsReference(rest, "container")) {
+    return Key(kind::kContainer, {ns, value});
+  }
+  constexpr char kSnapshotPrefix[] = "snapshot.";
+  if (absl::StartsWith(rest, kSnapshotPrefix)) {
+    std::string snapshotter = rest.substr(sizeof(kSnapshotPrefix) - 1);
+    snapshotter = snapshotter.substr(0, snapshotter.find('/'));
+    return Key(kind::kSnapshot, {ns, snapshotter, value});
+  }
+  return "";
+}
+
+bool HasRootLabel(const LabelMap& labels) {
+  for (const auto& [label, value] : labels) {
+    if (absl::StartsWith(label, kLabelRoot)) return true;
+  }
+  return false;
+}
+
+// The object that a lease's resource is.
+std::string ResourceKey(const std::string& ns, const std::string& type,
+                        const std::string& id) {
+  if (type == "content") return Key(kind::kBlob, {ns, id});
+  if (type == "images") return Key(kind::kImage, {ns, id});
+  if (type == "ingests") return Key(kind::kIngest, {ns, id});
+  constexpr char kSnapshots[] = "snapshots/";
+  if (absl::StartsWith(type, kSnapshots)) {
+    return Key(kind::kSnapshot, {ns, type.substr(sizeof(kSnapshots) - 1), id});
+  }
+  return "";
+}
+
+bool Compare(absl::Duration left, const std::string& op, absl::Duration right) {
+  if (op == "=") return left == right;
+  if (op == "!=") return left != right;
+  if (op == "<") return left < right;
+  if (op == ">") return left > right;
+  if (op == "<=") return left <= right;
+  return op == ">=" && left >= right;
+}
+
+}  // namespace
+
+bool ConditionHolds(const std::string& conditions, absl::Duration age) {
+  for (const std::string& each :
+       std::vector<std::string>(absl::StrSplit(conditions, ','))) {
+    constexpr char kName[] = "usedat";
+    if (!absl::StartsWith(each, kName)) continue;
+    const size_t op = sizeof(kName) - 1;
+    const size_t value = each.find_first_not_of("<>=!", op);
+    if (value == std::string::npos || value == op) continue;
+    absl::Duration bound;
+    if (absl::ParseDuration(each.substr(value), &bound) &&
+        Compare(age, each.substr(op, value - op), bound)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+template <typename Record>
+absl::StatusOr<std::optional<Record>> Marker::Read(const std::string& key) {
+  absl::StatusOr<std::optional<Record>> record = store_.Get<Record>(key, view_);
+  if (!absl::IsDataLoss(record.status())) return record;
+  spared_.insert(Split(key)[0]);  // One bad record must not stop all.
+  return std::optional<Record>();
+}
+
+template <typename Record>
+absl::Status Marker::ScanLabels(char kind, bool roots_by_label,
+                                const char* why) {
+  return store_.Scan<Record>(
+      Prefix(kind, {}),
+      [&](const std::vector<std::string>& parts, Record& record) {
+        const std::string key = parts.size() == 2
+                                    ? Key(kind, {parts[0], parts[1]})
+                                    : Key(kind, {parts[0], parts[1], parts[2]});
+        if (!roots_by_label || HasRootLabel(record.labels())) {
+          Root(key, why);
+        }
+        if constexpr (std::is_same_v<Record, SnapshotRecord>) {
+          const auto used = record.labels().find(kLabelUsedAt);
+          absl::Time at;
+          std::string error;
+          if (used != record.labels().end() &&
+              absl::ParseTime(absl::RFC3339_full, used->second, &at, &error)) {
+            used_at_[key] = at;
+          }
+        }
+        GatherBackReferences(parts[0], key, record.labels());
+        return true;
+      },
+      view_);
+}
+
+absl::Status Marker::MarkAll(const Db::View* view) {
+  view_ = view;
+  const absl::Time now = absl::Now();
+  // Labels can point backwards, so those are gathered before marking.
+  RETURN_IF_ERROR(ScanLabels<content_v1::Info>(kind::kBlob, true, kLabelRoot));
+  RETURN_IF_ERROR(
+      ScanLabels<SnapshotRecord>(kind::kSnapshot, true, kLabelRoot));
+  RETURN_IF_ERROR(ScanLabels<Container>(kind::kContainer, false, "container"));
+  RETURN_IF_ERROR(store_.Scan<Image>(
+      Prefix(kind::kImage, {}),
+      [&](const std::vector<std::string>& key, Image& image) {
+        const std::string name = Key(kind::kImage, {key[0], key[1]});
+        GatherBackReferences(key[0], name, image.labels());
+        if (!Expired(image.labels(), now)) Root(name, "image");
+        return true;
+      },
+      view));
+  RETURN_IF_ERROR(store_.Scan<Sandbox>(
+      Prefix(kind::kSandbox, {}),
+      [&](const std::vector<std::string>& key, Sandbox&) {
+        Root(Key(kind::kSandbox, {key[0], key[1]}), "sandbox");
+        return true;
+      },
+      view));
+  RETURN_IF_ERROR(store_.Scan<IngestRecord>(
+      Prefix(kind::kIngest, {}),
+      [&](const std::vector<std::string>& key, IngestRecord& ingest) {
+        if (ingest.has_expire_at() && ToTime(ingest.expire_at()) > now) {
+          Root(Key(kind::kIngest, {key[0], key[1]}), "live ingest");
+        }
+        return true;
+      },
+      view));
+  RETURN_IF_ERROR(MarkLeases(now));
+  for (const Condition& each : conditions_) {
+    const auto used_at = used_at_.find(each.snapshot);
+    if (used_at != used_at_.end() &&
+        ConditionHolds(each.conditions, now - used_at->second)) {
+      back_[each.snapshot].push_back(each.holder);
+    }
+  }
+  conditions_.clear();
+  // As of now: the scans above may have found some.
+  RETURN_IF_ERROR(
+      store_.db().Scan(Prefix(kind::kDamaged, {}),
+                       [this](std::string_view key, std::string_view) {
+                         spared_.insert(Split(key.substr(2))[0]);
+                         return true;
+                       }));
+  return Drain();
+}
+
+absl::Status Marker::MarkNoted(const std::vector<std::string>& keys) {
+  view_ = nullptr;
+  for (const std::string& key : keys) {
+    switch (key[0]) {
+      case kind::kLeaseResource: {
+        const std::vector<std::string> parts = Split(key);
+        Root(ResourceKey(parts[0], parts[2], parts[3]),
+             absl::StrCat("lease ", parts[1]));
+        break;
+      }
+      case kind::kImage:
+      case kind::kContainer:
+      case kind::kSandbox:
+      case kind::kBlob:
+      case kind::kIngest:
+      case kind::kSnapshot:
+        // Its references may be new, even if it was marked before.
+        marked_.insert(key);
+        RETURN_IF_ERROR(Follow(key));
+        break;
+      default:
+        break;
+    }
+  }
+  return Drain();
+}
+
+void Marker::GatherBackReferences(const std::string& ns, const std::string& key,
+                                  const LabelMap& labels) {
+  for (const auto& [label, value] : labels) {
+    std::string parent =
+        Referenced(ns, label, value, absl::StrCat(kGcPrefix, "bref."));
+    if (!parent.empty()) back_[std::move(parent)].push_back(key);
+    if (absl::StartsWith(label, kLabelCondition) &&
+        (key[0] == kind::kImage || key[0] == kind::kBlob)) {
+      std::string snapshotter = label.substr(sizeof(kLabelCondition) - 1);
+      snapshotter = snapshotter.substr(0, snapshotter.find('/'));
+      const size_t bar = value.find('|');
+      if (bar == std::string::npos) continue;
+      conditions_.push_back(
+          {key, Key(kind::kSnapshot, {ns, snapshotter, value.substr(bar + 1)}),
+           value.substr(0, bar)});
+    }
+  }
+}
+
+absl::Status Marker::MarkLeases(absl::Time now) {
+  std::unordered_map<std::string, bool> flat;  // Of live leases.
+  RETURN_IF_ERROR(store_.Scan<Lease>(
+      Prefix(kind::kLease, {}),
+      [&](const std::vector<std::string>& key, Lease& lease) {
+        if (Expired(lease.labels(), now)) return true;
+        flat[Key(kind::kLease, {key[0], key[1]})] =
+            lease.labels().contains(kLabelFlat);
+        return true;
+      },
+      view_));
+  std::vector<std::pair<std::string, std::string>> flat_resources;
+  RETURN_IF_ERROR(store_.db().Scan(
+      Prefix(kind::kLeaseResource, {}),
+      [&](std::string_view key, std::string_view) {
+        const std::vector<std::string> parts = Split(key);
+        const auto lease = flat.find(Key(kind::kLease, {parts[0], parts[1]}));
+        if (lease == flat.end()) return true;
+        const std::string resource = ResourceKey(parts[0], parts[2], parts[3]);
+        if (resource.empty()) return true;
+        if (lease->second) {
+          flat_resources.emplace_back(resource, parts[1]);
+        } else {
+          Root(resource, absl::StrCat("lease ", parts[1]));
+        }
+        return true;
+      },
+      view_));
+  for (const auto& [key, lease] : flat_resources) {
+    RETURN_IF_ERROR(MarkFlat(key, "", absl::StrCat("flat lease ", lease)));
+  }
+  return absl::OkStatus();
+}
+
+// The object itself; a snapshot's parents; an image's target.
+absl::Status Marker::MarkFlat(std::string key, std::string from,
+                              std::string by) {
+  while (!key.empty() && flat_.insert(key).second) {
+    if (explain_) from_.try_emplace(key, Step{from, by});
+    const std::vector<std::string> parts = Split(key);
+    std::string next;
+    if (key[0] == kind::kSnapshot) {
+      ASSIGN_OR_RETURN(std::optional<SnapshotRecord> snapshot,
+                       Read<SnapshotRecord>(key));
+      if (snapshot.has_value() && !snapshot->parent().empty()) {
+        next = Key(kind::kSnapshot, {parts[0], parts[1], snapshot->parent()});
+      }
+    } else if (key[0] == kind::kImage) {
+      ASSIGN_OR_RETURN(std::optional<Image> image, Read<Image>(key));
+      if (image.has_value()) {
+        next = Key(kind::kBlob, {parts[0], image->target().digest()});
+      }
+    }
+    by = key[0] == kind::kImage ? "target" : "parent";
+    from = std::move(key);
+    key = std::move(next);
+  }
+  return absl::OkStatus();
+}
+
+void Marker::Push(std::string key, const std::string& from,
+                  const std::string& by) {
+  if (key.empty() || marked_.contains(key)) return;
+  if (explain_ && key != from) from_.try_emplace(key, Step{from, by});
+  queue_.push_back(std::move(key));
+}
+
+absl::Status Marker::Drain() {
+  while (!queue_.empty()) {
+    const std::string key = std::move(queue_.back());
+    queue_.pop_back();
+    if (!marked_.insert(key).second) continue;
+    RETURN_IF_ERROR(Follow(key));
+  }
+  return absl::OkStatus();
+}
+
+void Marker::FollowLabels(const std::string& key, const LabelMap& labels) {
+  static const std::string* const kPrefix =
+      new std::string(absl::StrCat(kGcPrefix, "ref."));
+  const std::string ns = Split(key)[0];
+  for (const auto& [label, value] : labels) {
+    Push(Referenced(ns, label, value, *kPrefix), key, label);
+  }
+}
+
+absl::Status Marker::Follow(const std::string& key) {
+  const std::vector<std::string> parts = Split(key);
+  const std::string& ns = parts[0];
+  if (auto it = back_.find(key); it != back_.end()) {
+    for (const std::string& child : it->second) {
+      Push(child, key, "back reference");
+    }
+  }
+  switch (key[0]) {
+    case kind::kImage: {
+      ASSIGN_OR_RETURN(std::optional<Image> image, Read<Image>(key));
+      if (!image.has_value()) break;
+      Push(Key(kind::kBlob, {ns, image->target().digest()}), key, "target");
+      FollowLabels(key, image->labels());
+      break;
+    }
+    case kind::kBlob: {
+      ASSIGN_OR_RETURN(std::optional<content_v1::Info> info,
+                       Read<content_v1::Info>(key));
+      if (info.has_value()) FollowLabels(key, info->labels());
+      break;
+    }
+    case kind::kSnapshot: {
+      ASSIGN_OR_RETURN(std::optional<SnapshotRecord> snapshot,
+                       Read<SnapshotRecord>(key));
+      if (!snapshot.has_value()) break;
+      if (!snapshot->parent().empty()) {
+        Push(Key(kind::kSnapshot, {ns, parts[1], snapshot->parent()}), key,
+             "parent");
+      }
+      FollowLabels(key, snapshot->labels());
+      break;
+    }
+    case kind::kContainer: {
+      ASSIGN_OR_RETURN(std::optional<Container> container,
+                       Read<Container>(key));
+      if (!container.has_value()) break;
+      if (!container->snapshot_key().empty()) {
+        Push(Key(kind::kSnapshot,
+                 {ns, container->snapshotter(), container->snapshot_key()}),
+             key, "snapshot_key");
+      }
+      FollowLabels(key, container->labels());
+      break;
+    }
+    case kind::kSandbox: {
+      ASSIGN_OR_RETURN(std::optional<Sandbox> sandbox, Read<Sandbox>(key));
+      if (sandbox.has_value()) FollowLabels(key, sandbox->labels());
+      break;
+    }
+    case kind::kIngest: {
+      ASSIGN_OR_RETURN(std::optional<IngestRecord> ingest,
+                       Read<IngestRecord>(key));
+      if (ingest.has_value() && !ingest->expected().empty()) {
+        Push(Key(kind::kBlob, {ns, ingest->expected()}), key, "expected");
+      }
+      break;
+    }
+    default:
+      break;
+  }
+  return absl::OkStatus();
+}
+
+std::vector<Marker::Step> Marker::PathTo(const std::string& key) const {
+  std::vector<Step> path;
+  std::string at = key;
+  while (!at.empty() && path.size() < kPathStepsMax) {
+    const auto it = from_.find(at);
+    if (it == from_.end()) return {};
+    path.insert(path.begin(), Step{at, it->second.by});
+    at = it->second.key;
+  }
+  return path;
+}
+
+}  // namespace bulkhead::metadata
