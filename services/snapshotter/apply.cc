@@ -1,6 +1,7 @@
 #include "services/snapshotter/apply.h"
 
 #include <fcntl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -14,6 +15,7 @@
 #include "lib/base/status_macros.h"
 #include "lib/digest/digest.h"
 #include "lib/log/log.h"
+#include "lib/os/seccomp.h"
 #include "services/snapshotter/inflate.h"
 
 namespace bulkhead::snapshotter {
@@ -193,6 +195,24 @@ void FdSource::Fail(const absl::Status& status) {
   changed_.notify_all();
 }
 
+absl::Status ConfineWorker(Worker worker) {
+  if (worker == Worker::kInflate) {
+    return os::AllowOnly({SYS_pread64, SYS_read, SYS_fstat});
+  }
+  return os::AllowOnly({
+#if defined(__x86_64__)
+    SYS_open, SYS_chmod,  // Other machines have the *at() forms only.
+#endif
+        SYS_openat, SYS_openat2, SYS_mkdirat, SYS_mknodat, SYS_symlinkat,
+        SYS_linkat, SYS_unlinkat, SYS_fchown, SYS_fchownat, SYS_fchmod,
+        SYS_fchmodat, SYS_fsetxattr, SYS_lsetxattr, SYS_fgetxattr,
+        SYS_lgetxattr, SYS_flistxattr, SYS_llistxattr, SYS_utimensat,
+        SYS_ftruncate, SYS_pwrite64, SYS_writev, SYS_lseek, SYS_newfstatat,
+        SYS_fstat, SYS_getdents64, SYS_readlinkat, SYS_fcntl, SYS_dup, SYS_read,
+        SYS_pread64, SYS_statx, SYS_fallocate,
+  });
+}
+
 absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,
                                      const std::string& media_type,
                                      const std::string& root,
@@ -200,13 +220,13 @@ absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,
   ASSIGN_OR_RETURN(const LayerEncoding encoding, EncodingOf(media_type));
   Pipe pipe;
   Unpacked unpacked;
-  // Inflates and hashes; this thread parses and extracts.
   std::thread inflating([&] {
+    absl::Status status;
+    if (source.MayBeConfined()) status = ConfineWorker(Worker::kInflate);
     std::unique_ptr<LayerSource> inflater = NewInflater(source, encoding.sniff);
     Hasher hasher;
-    absl::Status status;
     Pipe::Buffer buffer;
-    while (pipe.Get(&buffer)) {
+    while (status.ok() && pipe.Get(&buffer)) {
       absl::StatusOr<size_t> n =
           inflater->Read(buffer.data.data(), buffer.data.size());
       if (!n.ok()) status = n.status();
@@ -220,19 +240,26 @@ absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,
     unpacked.diff_id = hasher.Finish().str();
     pipe.End(status);
   });
-  absl::StatusOr<ExtractResult> extracted = ExtractTar(pipe, root, options);
-  absl::Status status = extracted.status();
-  while (status.ok()) {  // What follows the archive counts for the diff id.
-    absl::StatusOr<absl::string_view> rest = pipe.Fill();
-    if (!rest.ok()) status = rest.status();
-    if (!rest.ok() || rest->empty()) break;
-    pipe.Consume(rest->size());
-  }
+  absl::Status status;
+  std::thread extracting([&] {
+    status = ConfineWorker(Worker::kExtract);
+    if (status.ok()) {
+      absl::StatusOr<ExtractResult> extracted = ExtractTar(pipe, root, options);
+      status = extracted.status();
+      if (status.ok()) unpacked.extracted = *std::move(extracted);
+    }
+    while (status.ok()) {  // What follows the archive counts for the diff id.
+      absl::StatusOr<absl::string_view> rest = pipe.Fill();
+      if (!rest.ok()) status = rest.status();
+      if (!rest.ok() || rest->empty()) break;
+      pipe.Consume(rest->size());
+    }
+  });
+  extracting.join();
   pipe.Stop();
   if (!status.ok()) source.Cancel();
   inflating.join();
   RETURN_IF_ERROR(status);
-  unpacked.extracted = *std::move(extracted);
   return unpacked;
 }
 

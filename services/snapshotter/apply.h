@@ -55,7 +55,15 @@ struct Unpacked {
   ExtractResult extracted;
 };
 
-// Runs the pipeline; blocks until the tree is complete (not synced).
+// What the unpacking threads confine themselves to: no network, no mounts, no
+// new processes or threads, no signals, no tracing. The first inflates and
+// parses compressed bytes and opens nothing; the second writes files. (A blob
+// read over gRPC, from a foreign store, is inflated on a thread that is not.)
+enum class Worker { kInflate, kExtract };
+absl::Status ConfineWorker(Worker worker);
+
+// Runs the pipeline on two confined threads; blocks until the tree is complete
+// (not synced).
 // Errors: those of the source, of ExtractTar(), and kUnimplemented for a media
 // type that is no layer.
 absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,

@@ -3,7 +3,12 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -439,6 +444,141 @@ TEST_F(ApplyTest, LimitsAreNamed) {
       "name");
   expect_limit(Tar({{"x", 'x', std::string((1 << 20) + 1, 'p')}}),
                "extended header");
+}
+
+// Resident memory of this process, in MiB.
+int64_t ResidentMib() {
+  const std::string text = ReadFileOrDie("/proc/self/statm");
+  return std::strtoll(text.c_str() + text.find(' '), nullptr, 10) *
+             ::sysconf(_SC_PAGESIZE) >>
+         20;
+}
+
+// `count` times the same bytes, then the end: a layer that is never all there.
+class RepeatingSource : public LayerSource {
+ public:
+  RepeatingSource(std::string bytes, int64_t count)
+      : bytes_(std::move(bytes)),
+        left_(static_cast<int64_t>(bytes_.size()) * count) {}
+  absl::StatusOr<size_t> Read(char* out, size_t size) override {
+    size_t done = 0;
+    while (done < size && left_ > 0) {
+      const int64_t at = left_ % static_cast<int64_t>(bytes_.size());
+      const size_t from = at == 0 ? 0 : bytes_.size() - at;
+      const size_t n =
+          std::min<int64_t>(left_, std::min(size - done, bytes_.size() - from));
+      std::memcpy(out + done, bytes_.data() + from, n);
+      left_ -= n;
+      done += n;
+    }
+    return done;
+  }
+
+ private:
+  const std::string bytes_;
+  int64_t left_;
+};
+
+TEST_F(ApplyTest, AMillionEntriesTakeNoMemory) {
+  const int64_t before = ResidentMib();
+  RepeatingSource source(Encode({.name = "d/", .type = '5', .mode = 0755}),
+                         20000);
+  absl::StatusOr<Unpacked> result =
+      ApplyLayer(Bind(), source, kTar, false, limits_);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->extracted.entries, 20000);
+  // Names of entries that leave nothing behind.
+  RepeatingSource nothing(Encode({.name = "./", .type = '5'}), 1000000);
+  result = ApplyLayer(Bind(), nothing, kTar, false, limits_);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->extracted.entries, 1000000);
+  EXPECT_LT(ResidentMib() - before, 32);
+}
+
+TEST_F(ApplyTest, DuplicatesDeepNamesAndBadSums) {
+  std::vector<Item> items;
+  for (int i = 0; i < 2000; ++i) {
+    items.push_back(i % 2 == 0 ? Item{"same/x", '0', std::to_string(i)}
+                               : Item{"same/x", '5'});
+  }
+  items.push_back({"same/x", '0', "last"});
+  ASSERT_TRUE(Apply(Tar(items)).ok());
+  EXPECT_EQ(ReadFileOrDie(Path("same/x")), "last");
+  // As deep as a name may be, and one deeper; made, then found again.
+  std::string deep;
+  for (int i = 0; i < 511; ++i) deep += "d/";
+  std::string pax = PaxRecord("path", deep + "f");
+  absl::Status status =
+      Apply(Tar({{"x", 'x', pax}, {"1"}, {"x", 'x', pax}, {"1"}})).status();
+  EXPECT_TRUE(status.ok()) << status;
+  for (int i = 0; i < 1500; ++i) deep += "d/";
+  pax = PaxRecord("path", deep + "f");
+  status = Apply(Tar({{"x", 'x', pax}, {"1"}})).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+  // Symlinks that lead nowhere yet, each deep, to the next.
+  items.clear();
+  std::string far;
+  for (int i = 0; i < 30; ++i) far += "q/";
+  for (int i = 0; i < 50; ++i) {
+    items.push_back(
+        {absl::StrCat("l", i), '2', "", absl::StrCat("l", i + 1, "/", far)});
+  }
+  items.push_back({"l0/x", '0', "x"});
+  EXPECT_TRUE(absl::IsInvalidArgument(Apply(Tar(items)).status()));
+  // One wrong bit anywhere in a header.
+  for (const size_t at : {0, 100, 124, 149, 156, 257, 400}) {
+    std::string bad = Tar({{"sum", '0', "data"}});
+    bad[at] ^= 1;
+    EXPECT_TRUE(absl::IsInvalidArgument(Apply(bad).status())) << at;
+  }
+  // Sizes that run over.
+  for (const char* size :
+       {"-1", "9223372036854775807", "99999999999999999999"}) {
+    const absl::Status refused =
+        Apply(Tar({{"x", 'x', PaxRecord("size", size)}, {"1"}})).status();
+    EXPECT_FALSE(refused.ok()) << size;
+  }
+}
+
+TEST(ConfinedWorkers, CanDoNothingButTheirWork) {
+  for (const Worker worker : {Worker::kInflate, Worker::kExtract}) {
+    std::thread([worker] {
+      const absl::Status status = ConfineWorker(worker);
+      ASSERT_TRUE(status.ok()) << status;
+      const auto refused = [](long call, long a = 0, long b = 0, long c = 0,
+                              long d = 0, long e = 0) {
+        errno = 0;
+        return ::syscall(call, a, b, c, d, e) == -1 && errno == EPERM;
+      };
+      EXPECT_TRUE(refused(SYS_socket, AF_INET, SOCK_STREAM));
+      EXPECT_TRUE(refused(SYS_socket, AF_UNIX, SOCK_STREAM));
+      EXPECT_TRUE(refused(SYS_connect, 0));
+      EXPECT_TRUE(refused(SYS_ptrace, PTRACE_TRACEME));
+      EXPECT_TRUE(refused(SYS_process_vm_readv, ::getpid()));
+      EXPECT_TRUE(refused(SYS_kill, ::getpid(), 0));
+      EXPECT_TRUE(refused(SYS_mount));
+      EXPECT_TRUE(refused(SYS_umount2));
+      EXPECT_TRUE(refused(SYS_fsopen));
+      EXPECT_TRUE(refused(SYS_open_tree));
+      EXPECT_TRUE(refused(SYS_unshare, CLONE_NEWUSER));
+      EXPECT_TRUE(refused(SYS_setns));
+      EXPECT_TRUE(refused(SYS_clone, SIGCHLD));
+      EXPECT_TRUE(refused(SYS_execve));
+      EXPECT_TRUE(refused(SYS_bpf));
+      EXPECT_TRUE(refused(SYS_io_uring_setup));
+      EXPECT_TRUE(refused(SYS_keyctl));
+      EXPECT_TRUE(refused(SYS_kexec_load));
+      EXPECT_TRUE(refused(SYS_init_module));
+      EXPECT_TRUE(refused(SYS_reboot));
+      EXPECT_TRUE(refused(SYS_chroot));
+      EXPECT_TRUE(refused(SYS_setuid));
+      EXPECT_TRUE(refused(SYS_prctl, PR_SET_DUMPABLE));
+      if (worker == Worker::kInflate) {
+        EXPECT_TRUE(refused(SYS_openat, AT_FDCWD));
+        EXPECT_TRUE(refused(SYS_unlinkat, AT_FDCWD));
+      }
+    }).join();
+  }
 }
 
 TEST_F(ApplyTest, AGrowingFileIsFollowedToItsEnd) {

@@ -20,6 +20,9 @@ class LayerSource {
   virtual absl::StatusOr<size_t> Read(char* out, size_t size_bytes) = 0;
   // Wakes a blocked Read(), from another thread; reads fail from now on.
   virtual void Cancel() {}
+  // Whether Read() needs no more than what it has open already, so that its
+  // thread may be confined.
+  virtual bool MayBeConfined() const { return true; }
 };
 
 // A layer's uncompressed bytes, without copying. Not thread-safe.

@@ -61,6 +61,7 @@ class StreamSource : public LayerSource {
     return n;
   }
   void Cancel() override { context_->TryCancel(); }
+  bool MayBeConfined() const override { return false; }  // gRPC makes threads.
 
  private:
   std::unique_ptr<grpc::ClientContext> context_;

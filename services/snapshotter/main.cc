@@ -59,9 +59,10 @@ int SnapshotterMain(int argc, char** argv) {
   service::Options options;
   options.name = "snapshotter";
   options.summary = "Keeps snapshots, unpacks and packs layers.";
-  options.capabilities = {CAP_CHOWN,   CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH,
-                          CAP_FOWNER,  CAP_FSETID,       CAP_MKNOD,
-                          CAP_SETFCAP, CAP_SYS_ADMIN};
+  options.capabilities = {CAP_CHOWN,    CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH,
+                          CAP_FOWNER,   CAP_FSETID,       CAP_MKNOD,
+                          CAP_SETFCAP,  CAP_SETGID,       CAP_SETUID,
+                          CAP_SYS_ADMIN};  // SETGID, SETUID: id-mapped mounts.
   options.no_network = true;
   return service::Main(
       argc, argv, options, [](service::Context& context) -> absl::Status {

@@ -13,6 +13,7 @@
 #include <memory>
 #include <set>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/hash/hash.h"
 #include "absl/strings/match.h"
@@ -74,9 +75,19 @@ class Extractor {
 
  private:
   struct DirTime {
-    std::string path;
     timespec times[2];
   };
+
+  // The last entry of a name counts.
+  absl::Status RememberTimes(const std::string& clean, const DirTime& times) {
+    const auto [slot, added] = dir_times_.insert_or_assign(clean, times);
+    if (!added) return absl::OkStatus();
+    dir_names_bytes_ += static_cast<int64_t>(clean.size() + sizeof(*slot));
+    if (dir_names_bytes_ <= kDirNamesBytesMax) return absl::OkStatus();
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the names of the layer's directories take more than ",
+                     kDirNamesBytesMax, " bytes"));
+  }
 
   static timespec Spec(int64_t ns) { return {ns / kNs, ns % kNs}; }
   static void TimesOf(const TarEntry& entry, timespec out[2]) {
@@ -101,7 +112,7 @@ class Extractor {
       RETURN_IF_ERROR(CopyDirAttributes(from->get(), fd));
       struct stat st;
       if (::fstat(from->get(), &st) == 0) {
-        dir_times_.push_back({made, {st.st_atim, st.st_mtim}});
+        RETURN_IF_ERROR(RememberTimes(made, DirTime{{st.st_atim, st.st_mtim}}));
       }
       break;
     }
@@ -272,9 +283,9 @@ class Extractor {
           return os::ErrnoStatus(errno, "setxattr trusted.overlay.opaque");
         }
         RETURN_IF_ERROR(SetOpenAttributes(entry, fd.get()));
-        DirTime times{clean, {}};
+        DirTime times{};
         TimesOf(entry, times.times);
-        dir_times_.push_back(std::move(times));
+        RETURN_IF_ERROR(RememberTimes(clean, times));
         implicit_.erase(clean);
         Unpacked(clean);
         break;
@@ -440,11 +451,11 @@ class Extractor {
   }
 
   absl::Status SetDirTimes() {
-    for (const DirTime& dir : dir_times_) {
-      absl::StatusOr<int> fd = root_->ExistingDir(dir.path);
+    for (const auto& [path, dir] : dir_times_) {
+      absl::StatusOr<int> fd = root_->ExistingDir(path);
       if (!fd.ok()) continue;  // Replaced or deleted further on in the layer.
       if (::futimens(*fd, dir.times) != 0) {
-        return os::ErrnoStatus(errno, absl::StrCat("utimes ", dir.path));
+        return os::ErrnoStatus(errno, absl::StrCat("utimes ", path));
       }
     }
     return absl::OkStatus();
@@ -457,7 +468,8 @@ class Extractor {
   std::unique_ptr<TreeRoot> root_;
   const ExtractOptions& options_;
   std::vector<os::UniqueFd> lowers_;
-  std::vector<DirTime> dir_times_;
+  absl::flat_hash_map<std::string, DirTime> dir_times_;
+  int64_t dir_names_bytes_ = 0;
   std::set<std::string> implicit_;
   // Hashes only: a layer may have millions of entries.
   absl::flat_hash_set<size_t> unpacked_;

@@ -34,6 +34,8 @@ struct ExtractResult {
 };
 
 constexpr size_t kImplicitDirsMax = 100000;
+// Names of a layer's directories, whose times are set at the end, together.
+constexpr int64_t kDirNamesBytesMax = 256 << 20;
 
 // Reads the archive to its end marker (the stream may go on) and writes it
 // below `root`, a trusted path. Nothing is synced. On error the tree is left

@@ -71,6 +71,10 @@ absl::StatusOr<std::string> CleanName(const std::string& name) {
     }
     parts.push_back(part);
   }
+  if (parts.size() > kTreeDepthMax) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "a name is deeper than the limit of ", kTreeDepthMax, " directories"));
+  }
   std::string out;
   for (const std::string& part : parts) {
     if (!out.empty()) out += '/';
@@ -219,13 +223,15 @@ absl::StatusOr<int> TreeRoot::Dir(
   if (::mkdirat(parent_fd, base.c_str(), 0755) != 0) {
     if (errno != EEXIST) return Fail(errno, absl::StrCat("mkdir ", clean));
     // A symlink that leads nowhere yet: make what it names, in the root.
-    char link[PATH_MAX];
-    const ssize_t n = ::readlinkat(parent_fd, base.c_str(), link, sizeof(link));
-    if (n <= 0 || n == sizeof(link) || links_followed >= kDanglingLinksMax) {
+    // Not on the stack: this function calls itself.
+    std::string to(PATH_MAX, '\0');
+    const ssize_t n =
+        ::readlinkat(parent_fd, base.c_str(), to.data(), to.size());
+    if (n <= 0 || n == PATH_MAX || links_followed >= kDanglingLinksMax) {
       return absl::InvalidArgumentError(
           absl::StrCat(clean, " is not a directory"));
     }
-    const std::string to(link, n);
+    to.resize(n);
     ASSIGN_OR_RETURN(
         const std::string target,
         CleanName(to[0] == '/' ? to : absl::StrCat(parent, "/", to)));

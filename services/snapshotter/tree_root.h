@@ -24,12 +24,15 @@ namespace bulkhead::snapshotter {
 
 // Directory descriptors kept open by one tree.
 constexpr size_t kCachedDirsMax = 128;
-constexpr int kTreeDepthMax = 512;  // Of what RemoveAt() deletes.
-constexpr int kDanglingLinksMax = 40;
+constexpr int kTreeDepthMax = 512;  // Of names, and what RemoveAt() deletes.
+// Symlinks to nowhere on the way to one directory; each may nest the lookup by
+// kTreeDepthMax frames.
+constexpr int kDanglingLinksMax = 8;
 
 // Lexical form of a name: no empty, "." or inner ".." components, no leading
 // or trailing slash; "" is the root itself.
-// Errors: kInvalidArgument: it climbs above the root.
+// Errors: kInvalidArgument: it climbs above the root. kResourceExhausted: more
+// than kTreeDepthMax components.
 absl::StatusOr<std::string> CleanName(const std::string& name);
 // "a/b/c" -> {"a/b", "c"}; "c" -> {"", "c"}.
 std::pair<std::string, std::string> SplitName(const std::string& clean);

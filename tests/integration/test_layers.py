@@ -423,3 +423,27 @@ class Diffs(unittest.TestCase):
         # Of xattrs only capabilities are packed, as containerd does it.
         self.assertEqual([], [d for d in differences(results[0], made[0][0], ("mtime",))
                               if not d.startswith("mode/f: xattrs")])
+
+
+class Privileges(unittest.TestCase):
+    """What the snapshotter process cannot do. Its threads: ConfinedWorkers in apply_test.cc."""
+
+    def test_capabilities_and_network(self):
+        pid = ours.service_pid("snapshotter")
+        with open("/proc/%d/status" % pid) as f:
+            status = dict(line.split(":\t", 1) for line in f.read().splitlines() if ":\t" in line)
+        # chown, dac_override, dac_read_search, fowner, fsetid, setgid, setuid, sys_admin,
+        # mknod, setfcap: no net_admin, net_raw, sys_ptrace, sys_module, sys_boot, kill ...
+        allowed = sum(1 << n for n in (0, 1, 2, 3, 4, 6, 7, 21, 27, 31))
+        for kind in ("CapEff", "CapPrm", "CapBnd"):
+            self.assertEqual(0, int(status[kind], 16) & ~allowed, kind)
+        for kind in ("CapInh", "CapAmb"):
+            self.assertEqual(0, int(status[kind], 16), kind)
+        self.assertEqual("1", status["NoNewPrivs"].strip())
+        self.assertNotEqual(os.readlink("/proc/self/ns/net"), os.readlink("/proc/%d/ns/net" % pid))
+        with open("/proc/%d/net/dev" % pid) as f:
+            devices = {line.split(":")[0].strip() for line in f.readlines()[2:]}
+        self.assertLessEqual(devices - {"lo"}, {"sit0", "tunl0", "ip6tnl0", "gre0", "gretap0",
+                                                "erspan0", "ip_vti0", "ip6_vti0", "ip6gre0"})
+        with open("/proc/%d/net/route" % pid) as f:
+            self.assertEqual([], f.readlines()[1:], "no routes")
