@@ -21,6 +21,10 @@ struct Backend {
   // An empty store whose files, if any, live below `root`.
   std::function<std::unique_ptr<Store>(const std::string& root)> open;
   bool keeps_labels = false;
+  // containerd 1.6: no other digest can be committed, and a commit beats an
+  // abort.
+  bool only_sha256 = false;
+  bool commit_beats_abort = false;
 };
 
 class StoreConformance : public ::testing::TestWithParam<Backend> {
