@@ -73,6 +73,7 @@ struct Config {
     std::string config_path = "/etc/containerd/certs.d";  // hosts.toml trees.
     int max_concurrent_downloads = 6;
     int max_concurrent_unpacks = 2;
+    int max_concurrent_uploads = 3;
     absl::Duration stall_timeout = absl::Seconds(30);
   } distribution;
 

@@ -130,7 +130,9 @@ absl::Status HostAuth::FetchToken(const Challenge& challenge, bool secure,
         "its token server is not https: no password is sent there");
   }
   std::set<std::string> scopes;
-  if (!scope_.empty()) scopes.insert(scope_);
+  const std::vector<std::string> own =
+      absl::StrSplit(scope_, ' ', absl::SkipEmpty());
+  scopes.insert(own.begin(), own.end());
   const std::vector<std::string> asked =
       absl::StrSplit(Parameter(challenge, "scope"), ' ', absl::SkipEmpty());
   scopes.insert(asked.begin(), asked.end());

@@ -31,7 +31,8 @@ using CredentialSource = std::function<absl::StatusOr<Credentials>(
 class HostAuth {
  public:
   // `http` must outlive this object. `secure`: the registry is spoken to in
-  // https, so its secrets are never sent to a plain http token server.
+  // https, so its secrets are never sent to a plain http token server. `scope`:
+  // the token scopes to ask for, separated by spaces.
   HostAuth(HttpClient* http, std::string host, std::string scope,
            CredentialSource source)
       : http_(http),

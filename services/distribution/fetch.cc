@@ -150,6 +150,10 @@ absl::Status BlobFetch::RunOnce(bool* again) {
   }
   RETURN_IF_ERROR(TakeFd(ingest_->fd()));
   int64_t offset = ingest_->opened().offset_bytes;
+  if (context_.registry == nullptr && offset < size) {
+    (void)ingest_->Abort();  // Made by this open.
+    return absl::NotFoundError(absl::StrCat("content ", digest));
+  }
   if (offset > size) {
     RETURN_IF_ERROR(ingest_->Truncate(0));
     offset = 0;

@@ -122,14 +122,24 @@ size_t OnUpload(char* buffer, size_t unit, size_t count, void* user) {
   Job& job = *static_cast<Job*>(user);
   const size_t room = unit * count;
   if (job.request->source) {
-    const int64_t got = job.request->source(buffer, room);
-    return got < 0 ? CURL_READFUNC_ABORT : static_cast<size_t>(got);
+    const int64_t got =
+        job.request->source(buffer, room, static_cast<int64_t>(job.sent_bytes));
+    if (got < 0) return CURL_READFUNC_ABORT;
+    job.sent_bytes += static_cast<size_t>(got);
+    return static_cast<size_t>(got);
   }
   const std::string& body = job.request->body;
   const size_t size = std::min(room, body.size() - job.sent_bytes);
   std::memcpy(buffer, body.data() + job.sent_bytes, size);
   job.sent_bytes += size;
   return size;
+}
+
+// libcurl sends a body again when a kept connection turns out to be dead.
+int OnSeek(void* user, curl_off_t offset, int origin) {
+  if (origin != SEEK_SET || offset < 0) return CURL_SEEKFUNC_FAIL;
+  static_cast<Job*>(user)->sent_bytes = static_cast<size_t>(offset);
+  return CURL_SEEKFUNC_OK;
 }
 
 // A header value from outside must not start another header.
@@ -183,6 +193,9 @@ absl::Status Prepare(const HttpRequest& request, const std::string& user_agent,
     curl_easy_setopt(easy, CURLOPT_UPLOAD, 1L);
     curl_easy_setopt(easy, CURLOPT_READFUNCTION, OnUpload);
     curl_easy_setopt(easy, CURLOPT_READDATA, job);
+    curl_easy_setopt(easy, CURLOPT_SEEKFUNCTION, OnSeek);
+    curl_easy_setopt(easy, CURLOPT_SEEKDATA, job);
+    curl_easy_setopt(easy, CURLOPT_UPLOAD_BUFFERSIZE, kReceiveBufferBytes);
     curl_easy_setopt(
         easy, CURLOPT_INFILESIZE_LARGE,
         static_cast<curl_off_t>(request.source ? request.upload_bytes

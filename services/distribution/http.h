@@ -54,9 +54,11 @@ struct HttpRequest {
   std::function<absl::Status(const HttpResponse&)> on_headers;
   // Takes the body of a 200 or 206. Same rules; may write to a file.
   std::function<absl::Status(const char* data, size_t size_bytes)> sink;
-  // Body of a PUT from elsewhere: `upload_bytes` in all; returns how many bytes
-  // it put into the buffer, 0 at the end, negative to fail.
-  std::function<int64_t(char* buffer, size_t size_bytes)> source;
+  // Body of a PUT from elsewhere: `upload_bytes` in all; puts the bytes from
+  // `offset_bytes` on into the buffer and returns how many, 0 at the end,
+  // negative to fail. The offset may go back when a request is sent again.
+  std::function<int64_t(char* buffer, size_t size_bytes, int64_t offset_bytes)>
+      source;
   int64_t upload_bytes = 0;
   // Asked about ten times a second; true ends the request with kCancelled.
   std::function<bool()> cancelled;

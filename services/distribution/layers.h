@@ -26,7 +26,7 @@ struct StopFlag {
 };
 
 struct FetchContext {
-  Registry* registry = nullptr;
+  Registry* registry = nullptr;  // None: everything is in the store.
   Store* store = nullptr;
   Progress* progress = nullptr;
   StopFlag* stop = nullptr;

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
 #include "lib/base/status_macros.h"
 #include "lib/log/log.h"
 
@@ -13,6 +14,8 @@ namespace {
 
 using oci::Descriptor;
 
+constexpr char kBackReferenceLabel[] = "containerd.io/gc.bref.image";
+constexpr char kExpireLabel[] = "containerd.io/gc.expire";
 constexpr char kSnapshotLabel[] = "containerd.io/gc.ref.snapshot.";
 
 class Puller {
@@ -61,7 +64,7 @@ class Puller {
     context_.progress->Set(node, "waiting", 0, parents);
     absl::StatusOr<std::string> stored =
         ReadStoredDocument(*context_.store, node);
-    if (stored.ok()) return stored;
+    if (stored.ok() || context_.registry == nullptr) return stored;
     return context_.registry->FetchDocument(node);
   }
 
@@ -118,6 +121,11 @@ class Puller {
     std::set<std::string> done;
     for (const Descriptor& entry : chosen) {
       if (!done.insert(entry.digest.str()).second) continue;
+      // An archive need not hold every platform of an index.
+      if (context_.registry == nullptr && depth > 0 &&
+          absl::IsNotFound(context_.store->Open(entry.digest.str()).status())) {
+        continue;
+      }
       RETURN_IF_ERROR(Node(entry, true, below, depth + 1));
     }
     if (!image_.all_metadata) return absl::OkStatus();
@@ -243,6 +251,40 @@ class Puller {
 
 }  // namespace
 
+absl::Status FollowImage(const FetchContext& context, const Descriptor& target,
+                         const ImageDestination& image,
+                         const PullLimits& limits) {
+  Puller puller(context, image, limits);
+  RETURN_IF_ERROR(puller.Node(target, true, {}, 0));
+  if (puller.found()) return absl::OkStatus();
+  return absl::NotFoundError(absl::StrCat(
+      "no match for platform ",
+      absl::StrJoin(image.platforms, ", ",
+                    [](std::string* out, const oci::Platform& platform) {
+                      out->append(oci::FormatPlatform(platform));
+                    }),
+      " in ", target.digest.str()));
+}
+
+absl::Status SaveImage(const FetchContext& context,
+                       const ImageDestination& image, const std::string& name,
+                       const Descriptor& target) {
+  RETURN_IF_ERROR(context.store->PutImage({name, image.labels, target}));
+  // Further names live as long as the main one.
+  Labels labels = image.labels;
+  labels[kBackReferenceLabel] = name;
+  labels[kExpireLabel] =
+      absl::FormatTime(absl::RFC3339_sec, absl::Now(), absl::UTCTimeZone());
+  for (const ExtraReference& extra : image.extra_references) {
+    if (extra.is_prefix) continue;
+    std::string other = extra.name;
+    if (extra.add_digest) absl::StrAppend(&other, "@", target.digest.str());
+    if (other == name) continue;
+    RETURN_IF_ERROR(context.store->PutImage({other, labels, target}));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Pull(const FetchContext& context, const oci::Reference& reference,
                   const ImageDestination& image, const PullLimits& limits) {
   const std::string source =
@@ -252,18 +294,9 @@ absl::Status Pull(const FetchContext& context, const oci::Reference& reference,
   context.progress->Event(absl::StrCat("Pulling from ", source));
   const std::string name = image.name.empty() ? reference.str() : image.name;
   context.progress->Event("fetching image content", name, &target);
-  Puller puller(context, image, limits);
-  RETURN_IF_ERROR(puller.Node(target, true, {}, 0));
-  if (!puller.found()) {
-    return absl::NotFoundError(absl::StrCat(
-        reference.str(), ": no match for platform ",
-        absl::StrJoin(image.platforms, ", ",
-                      [](std::string* out, const oci::Platform& platform) {
-                        out->append(oci::FormatPlatform(platform));
-                      }),
-        " in ", target.digest.str()));
-  }
-  RETURN_IF_ERROR(context.store->PutImage({name, image.labels, target}));
+  RETURN_IF_ERROR(
+      Annotate(FollowImage(context, target, image, limits), reference.str()));
+  RETURN_IF_ERROR(SaveImage(context, image, name, target));
   context.progress->Event("saved", name, &target);
   context.progress->Event(absl::StrCat("Completed pull from ", source));
   return absl::OkStatus();

@@ -19,12 +19,21 @@ struct UnpackRequest {
   bool rebase = false;
 };
 
+struct ExtraReference {
+  std::string name;
+  bool is_prefix = false;
+  bool allow_overwrite = false;
+  bool add_digest = false;
+  bool skip_named_digest = false;
+};
+
 struct ImageDestination {
   std::string name;
   Labels labels;
   std::vector<oci::Platform> platforms;  // Empty: all.
   bool all_metadata = false;  // Manifests and configs of all platforms.
   uint32_t manifest_limit = 0;
+  std::vector<ExtraReference> extra_references;
   std::vector<UnpackRequest> unpacks;
 };
 
@@ -39,6 +48,20 @@ struct PullLimits {
 //   kInvalidArgument: broken documents; kFailedPrecondition: wrong diff id.
 absl::Status Pull(const FetchContext& context, const oci::Reference& reference,
                   const ImageDestination& image, const PullLimits& limits);
+
+// Everything below `target` that `image` wants: into the store, labelled and
+// unpacked. Without a registry in `context`, what the store does not have is
+// an error, but for manifests of indexes below `target`.
+// Errors: as Pull's.
+absl::Status FollowImage(const FetchContext& context,
+                         const oci::Descriptor& target,
+                         const ImageDestination& image,
+                         const PullLimits& limits);
+
+// Writes the image record, then those of the extra references.
+absl::Status SaveImage(const FetchContext& context,
+                       const ImageDestination& image, const std::string& name,
+                       const oci::Descriptor& target);
 
 }  // namespace bulkhead::distribution
 

@@ -10,6 +10,9 @@
 #include "absl/time/clock.h"
 #include "lib/base/status_macros.h"
 #include "lib/log/log.h"
+#include "lib/os/fd.h"
+#include "lib/stats/stats.h"
+#include "services/distribution/url.h"
 
 namespace bulkhead::distribution {
 namespace {
@@ -34,35 +37,6 @@ bool IsRedirect(int status) {
 bool IsRetryable(int status) {
   return status == 408 || status == 429 || status == 500 || status == 502 ||
          status == 503 || status == 504;
-}
-
-struct Url {
-  std::string origin;  // "https://host:port"
-  std::string rest;    // "/path?query"
-};
-
-Url SplitUrl(const std::string& url) {
-  const size_t scheme_end = url.find("://");
-  if (scheme_end == std::string::npos) return {"", url};
-  const size_t slash = url.find_first_of("/?#", scheme_end + 3);
-  return {url.substr(0, slash),
-          slash == std::string::npos ? "/" : url.substr(slash)};
-}
-
-// `location` against `base`; "" if it leads to something else than http(s).
-std::string ResolveUrl(const std::string& base, const std::string& location) {
-  if (absl::StartsWith(location, "http://") ||
-      absl::StartsWith(location, "https://")) {
-    return location;
-  }
-  const Url from = SplitUrl(base);
-  if (absl::StartsWith(location, "//")) {
-    return from.origin.substr(0, from.origin.find(':') + 1) + location;
-  }
-  if (absl::StartsWith(location, "/")) return from.origin + location;
-  if (location.empty() || absl::StrContains(location, ":")) return "";
-  const std::string path = from.rest.substr(0, from.rest.find('?'));
-  return from.origin + path.substr(0, path.rfind('/') + 1) + location;
 }
 
 // Only the start of a URL is fit for messages: queries hold signatures.
@@ -132,9 +106,35 @@ bool ParseContentRange(const std::string& text, int64_t* first,
 
 }  // namespace
 
+Url SplitUrl(const std::string& url) {
+  const size_t scheme_end = url.find("://");
+  if (scheme_end == std::string::npos) return {"", url};
+  const size_t slash = url.find_first_of("/?#", scheme_end + 3);
+  return {url.substr(0, slash),
+          slash == std::string::npos ? "/" : url.substr(slash)};
+}
+
+std::string ResolveUrl(const std::string& base, const std::string& location) {
+  if (absl::StartsWith(location, "http://") ||
+      absl::StartsWith(location, "https://")) {
+    return location;
+  }
+  const Url from = SplitUrl(base);
+  if (absl::StartsWith(location, "//")) {
+    return from.origin.substr(0, from.origin.find(':') + 1) + location;
+  }
+  if (absl::StartsWith(location, "/")) return from.origin + location;
+  if (location.empty() || absl::StrContains(location, ":")) return "";
+  const std::string path = from.rest.substr(0, from.rest.find('?'));
+  return from.origin + path.substr(0, path.rfind('/') + 1) + location;
+}
+
 Registry::Registry(RegistryOptions options) : options_(std::move(options)) {
-  const std::string scope =
-      absl::StrCat("repository:", options_.reference.repository, ":pull");
+  std::string scope = absl::StrCat("repository:", options_.reference.repository,
+                                   options_.push ? ":pull,push" : ":pull");
+  for (const std::string& from : options_.mount_from) {
+    absl::StrAppend(&scope, " repository:", from, ":pull");
+  }
   for (const RegistryHost& config : options_.hosts) {
     auto host = std::make_unique<Host>();
     host->config = config;
@@ -238,25 +238,55 @@ absl::StatusOr<HttpResponse> Registry::Send(Host& host, const Ask& ask) {
     const std::string scheme = SchemeOf(host);
     HttpRequest request;
     request.method = ask.method;
-    request.url = absl::StrCat(config.Url(scheme), "/",
-                               options_.reference.repository, "/", ask.path);
-    const std::string& asked_host = options_.reference.host;
-    if (asked_host != config.host && asked_host != "docker.io") {
-      absl::StrAppend(&request.url, "?ns=", UrlEncode(asked_host));
-    } else if (asked_host == "docker.io" &&
-               config.host != "registry-1.docker.io") {
-      absl::StrAppend(&request.url, "?ns=docker.io");
+    const std::string own = config.Url(scheme);
+    // An upload may go on at another server: nothing secret goes there.
+    const bool elsewhere =
+        !ask.url.empty() && SplitUrl(ask.url).origin != SplitUrl(own).origin;
+    if (ask.url.empty()) {
+      request.url =
+          absl::StrCat(own, "/", options_.reference.repository, "/", ask.path);
+      const char* const separator =
+          absl::StrContains(ask.path, "?") ? "&" : "?";
+      const std::string& asked_host = options_.reference.host;
+      if (asked_host != config.host && asked_host != "docker.io") {
+        absl::StrAppend(&request.url, separator, "ns=", UrlEncode(asked_host));
+      } else if (asked_host == "docker.io" &&
+                 config.host != "registry-1.docker.io") {
+        absl::StrAppend(&request.url, separator, "ns=docker.io");
+      }
+    } else {
+      request.url = ask.url;
     }
     request.headers = ask.headers;
-    for (const auto& header : config.headers) request.headers.push_back(header);
-    for (const auto& header : options_.headers) {
-      request.headers.push_back(header);
+    std::string authorization;
+    if (!elsewhere) {
+      for (const auto& header : config.headers) {
+        request.headers.push_back(header);
+      }
+      for (const auto& header : options_.headers) {
+        request.headers.push_back(header);
+      }
+      authorization = host.auth->Header();
+      if (!authorization.empty()) {
+        request.headers.emplace_back("Authorization", authorization);
+      }
+      request.tls = config.tls;
     }
-    const std::string authorization = host.auth->Header();
-    if (!authorization.empty()) {
-      request.headers.emplace_back("Authorization", authorization);
+    request.body = ask.body;
+    if (ask.body_fd >= 0) {
+      request.upload_bytes = ask.body_fd_bytes;
+      request.source = [&ask](char* out, size_t size,
+                              int64_t offset) -> int64_t {
+        const size_t want = static_cast<size_t>(std::min<int64_t>(
+            static_cast<int64_t>(size), ask.body_fd_bytes - offset));
+        if (want == 0) return 0;
+        const absl::StatusOr<size_t> got =
+            os::PReadFull(ask.body_fd, out, want, offset);
+        if (!got.ok() || *got != want) return -1;
+        if (ask.sent) ask.sent(offset + static_cast<int64_t>(want));
+        return static_cast<int64_t>(want);
+      };
     }
-    request.tls = config.tls;
     request.connect_timeout = config.dial_timeout;
     request.stall_timeout = options_.stall_timeout;
     request.cancelled = options_.cancelled;
@@ -264,7 +294,14 @@ absl::StatusOr<HttpResponse> Registry::Send(Host& host, const Ask& ask) {
     request.on_headers = ask.on_headers;
     request.sink = ask.sink;
 
+    const absl::Time began = absl::Now();
     absl::StatusOr<HttpResponse> response = Follow(host, ask, request, scheme);
+    Explain(host, request, authorization, response, absl::Now() - began);
+    if (attempt > 1) {
+      stats::Counter("bulkhead_registry_retries_total",
+                     {{"registry", config.host}})
+          ->Add();
+    }
     if (absl::IsAborted(response.status()) && scheme == "https") {
       if (config.https_first) {
         std::lock_guard<std::mutex> lock(mutex_);
@@ -282,7 +319,7 @@ absl::StatusOr<HttpResponse> Registry::Send(Host& host, const Ask& ask) {
           Annotate(response.status(), absl::StrCat("registry ", config.host));
       // With a sink the caller knows how far it got, and retries itself.
       if (!absl::IsUnavailable(failed) || ask.sink != nullptr ||
-          attempt++ >= kAttemptsMax) {
+          ask.body_fd >= 0 || attempt++ >= kAttemptsMax) {
         return failed;
       }
       if (NobodyThere(failed)) return failed;  // The next host may be.
@@ -290,7 +327,7 @@ absl::StatusOr<HttpResponse> Registry::Send(Host& host, const Ask& ask) {
       wait *= 2;
       continue;
     }
-    if (response->status == 401 && !response->headers.empty()) {
+    if (response->status == 401 && !elsewhere && !response->headers.empty()) {
       std::vector<std::string> challenges;
       for (const auto& [name, value] : response->headers) {
         if (name == "www-authenticate") challenges.push_back(value);
@@ -306,12 +343,46 @@ absl::StatusOr<HttpResponse> Registry::Send(Host& host, const Ask& ask) {
       if (attempt++ >= kAttemptsMax) return response;
       continue;
     }
-    if (!IsRetryable(response->status) || attempt++ >= kAttemptsMax) {
+    if (!IsRetryable(response->status) ||
+        (ask.body_fd >= 0 && response->status != 429) ||
+        attempt++ >= kAttemptsMax) {
       return response;
     }
     Sleep(RetryAfter(*response, wait));
     wait *= 2;
   }
+}
+
+void Registry::Explain(const Host& host, const HttpRequest& request,
+                       const std::string& login,
+                       const absl::StatusOr<HttpResponse>& response,
+                       absl::Duration took) const {
+  const std::string& name = host.config.host;
+  const std::string code =
+      response.ok() ? std::to_string(response->status) : "error";
+  stats::Counter("bulkhead_registry_requests_total",
+                 {{"registry", name}, {"code", code}})
+      ->Add();
+  stats::Latency("bulkhead_registry_request_seconds", {{"registry", name}})
+      ->ObserveMicros(absl::ToInt64Microseconds(took));
+  if (!options_.explain && !log::Enabled(log::Level::kDebug)) return;
+  const char* with = "no login";
+  if (absl::StartsWith(login, "Bearer ")) with = "a token";
+  if (absl::StartsWith(login, "Basic ")) with = "user name and password";
+  std::string route;
+  if (name != options_.reference.host) {
+    route = absl::StrCat(" for ", options_.reference.host);
+  }
+  std::string result = response.ok() ? absl::StrCat("HTTP ", response->status)
+                                     : MessageOf(response.status());
+  if (response.ok() && response->status >= 400) {
+    absl::StrAppend(&result, ServerMessage(response->body));
+  }
+  const std::string line =
+      absl::StrCat(request.method, " ", Shown(request.url), route, ", ", with,
+                   ": ", result, ", ", absl::ToInt64Milliseconds(took), " ms");
+  log::Debug("registry", {{"request", line}});
+  if (options_.explain) options_.explain(line + "\n");
 }
 
 absl::StatusOr<Descriptor> Registry::ResolveAt(Host& host) {
@@ -322,6 +393,11 @@ absl::StatusOr<Descriptor> Registry::ResolveAt(Host& host) {
   ask.headers = {{"Accept", ResolveAccept()}};
   ask.body_bytes_max = oci::kDocumentBytesMax;
   ASSIGN_OR_RETURN(HttpResponse response, Send(host, ask));
+  if (response.status == 404 && !options_.reference.digest.empty()) {
+    ask.path = "blobs/" + object;
+    ask.method = "GET";
+    ASSIGN_OR_RETURN(response, Send(host, ask));
+  }
   if (response.status == 404) {
     return NoSuchImage();
   }
@@ -336,7 +412,7 @@ absl::StatusOr<Descriptor> Registry::ResolveAt(Host& host) {
           ? Digest::Parse(response.Header("docker-content-digest"))
           : options_.reference.digest;
   if (response.status / 100 != 2 || !sized || !digest.ok() ||
-      out.media_type.empty()) {
+      out.media_type.empty() || ask.method == "GET") {
     // A registry that keeps HEAD short, or does not know it: GET and look.
     ask.method = "GET";
     ASSIGN_OR_RETURN(response, Send(host, ask));
@@ -430,6 +506,8 @@ absl::Status Registry::FetchFrom(
   const std::string where =
       host != nullptr ? host->config.host : SplitUrl(url).origin;
   const int64_t size = descriptor.size_bytes;
+  stats::Value* const received = stats::Counter(
+      "bulkhead_registry_received_bytes_total", {{"registry", where}});
   int64_t skip = 0;
   const auto wrong_length = [&](int64_t got) {
     return absl::DataLossError(absl::StrCat(where, ": ", digest, " has ", got,
@@ -479,6 +557,7 @@ absl::Status Registry::FetchFrom(
       return status;
     }
     *offset += count;
+    received->Add(static_cast<int64_t>(count));
     return absl::OkStatus();
   };
   Ask ask;
@@ -497,6 +576,10 @@ absl::Status Registry::FetchFrom(
   HttpResponse response;
   if (host != nullptr) {
     ASSIGN_OR_RETURN(response, Send(*host, ask));
+    if (response.status == 404 && document) {
+      ask.path = "blobs/" + digest;  // Some registries keep it only there.
+      ASSIGN_OR_RETURN(response, Send(*host, ask));
+    }
     if (response.status / 100 != 2) return ForStatus(*host, response, digest);
   } else {
     // The layer's own URL: no login, none of the registry's headers.

@@ -34,6 +34,13 @@ struct RegistryOptions {
   CredentialSource credentials;
   absl::Duration stall_timeout = absl::Seconds(30);
   std::function<bool()> cancelled;
+  // Also asks for the right to push.
+  bool push = false;
+  // Repositories to mount blobs from: asks for the right to pull from them.
+  std::vector<std::string> mount_from;
+  // Gets a line for each request: where to, with which login, what came of it.
+  // Never a secret. Called in the caller's threads.
+  std::function<void(const std::string& line)> explain;
 };
 
 // All errors name the registry and the object. Common ones:
@@ -57,6 +64,20 @@ class Registry {
       const oci::Descriptor& descriptor, int64_t offset_bytes,
       const std::function<absl::Status(const char*, size_t)>& sink);
 
+  // Pushing goes to the first host that may. With `tag` the question is
+  // whether that tag stands for the descriptor, or the request to set it.
+  // Errors, beside the common ones: kFailedPrecondition: no host to push to.
+  absl::StatusOr<bool> Has(const oci::Descriptor& descriptor,
+                           const std::string& tag);
+  // Sends `descriptor.size_bytes` bytes of `fd`, or mounts the blob from one of
+  // the repositories `mount_from`, in their order; true: mounted. `sent` gets
+  // the bytes sent so far, in the HTTP thread.
+  absl::StatusOr<bool> PushBlob(const oci::Descriptor& descriptor, int fd,
+                                const std::vector<std::string>& mount_from,
+                                const std::function<void(int64_t)>& sent);
+  absl::Status PushDocument(const oci::Descriptor& descriptor,
+                            const std::string& bytes, const std::string& tag);
+
  private:
   struct Host {
     RegistryHost config;
@@ -67,6 +88,11 @@ class Registry {
   struct Ask {
     std::string method = "GET";
     std::string path;  // "manifests/latest"
+    std::string url;   // Instead of a path: where an upload goes on.
+    std::string body;
+    int body_fd = -1;  // Instead of `body`: this many bytes of a file.
+    int64_t body_fd_bytes = 0;
+    std::function<void(int64_t)> sent;
     std::vector<std::pair<std::string, std::string>> headers;
     size_t body_bytes_max = 0;
     bool verified = false;  // The caller checks the bytes by digest.
@@ -88,6 +114,15 @@ class Registry {
   absl::Status ForStatus(const Host& host, const HttpResponse& response,
                          const std::string& object) const;
   absl::Status NoSuchImage() const;
+  absl::StatusOr<Host*> PushHost();
+  absl::StatusOr<bool> PushBlobOnce(Host& host,
+                                    const oci::Descriptor& descriptor, int fd,
+                                    const std::string& mount_from,
+                                    const std::function<void(int64_t)>& sent);
+  void Explain(const Host& host, const HttpRequest& request,
+               const std::string& login,
+               const absl::StatusOr<HttpResponse>& response,
+               absl::Duration took) const;
   void Sleep(absl::Duration time) const;
   bool Cancelled() const { return options_.cancelled && options_.cancelled(); }
 

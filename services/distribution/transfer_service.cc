@@ -1,6 +1,8 @@
 #include "services/distribution/transfer_service.h"
 
 #include <algorithm>
+#include <condition_variable>
+#include <thread>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
@@ -10,17 +12,25 @@
 #include "lib/rpc/context.h"
 #include "lib/rpc/status.h"
 #include "proto/containerd/types/transfer/imagestore.pb.h"
+#include "proto/containerd/types/transfer/importexport.pb.h"
 #include "proto/containerd/types/transfer/progress.pb.h"
 #include "proto/containerd/types/transfer/registry.pb.h"
+#include "services/distribution/byte_stream.h"
+#include "services/distribution/import.h"
 #include "services/distribution/pull.h"
+#include "services/distribution/push.h"
 
 namespace bulkhead::distribution {
 namespace {
 
 namespace transfer = containerd::types::transfer;
 
+constexpr std::chrono::milliseconds kWatchTick(200);
+
 constexpr char kRegistryType[] = "containerd.types.transfer.OCIRegistry";
 constexpr char kImageStoreType[] = "containerd.types.transfer.ImageStore";
+constexpr char kImportType[] = "containerd.types.transfer.ImageImportStream";
+constexpr char kExportType[] = "containerd.types.transfer.ImageExportStream";
 constexpr char kProgressType[] = "containerd.types.transfer.Progress";
 constexpr char kAuthRequestType[] = "containerd.types.transfer.AuthRequest";
 constexpr char kAuthResponseType[] = "containerd.types.transfer.AuthResponse";
@@ -119,6 +129,7 @@ std::string HostWithoutPort(const std::string& host) {
 
 }  // namespace
 
+// What Transfer's thread and its helpers share.
 struct TransferService::Call {
   grpc::ServerContext* context = nullptr;
   const containerd::services::transfer::v1::TransferRequest* request = nullptr;
@@ -126,7 +137,105 @@ struct TransferService::Call {
   std::string lease;
   std::unique_ptr<Progress> progress;
   std::vector<std::shared_ptr<Stream>> streams;  // Closed at the end.
+  StopFlag stop;
+  std::vector<std::shared_ptr<void>> watchdogs;  // Go before `stop`.
 };
+
+namespace {
+
+// Ends blocked reads and writes of a stream when the caller of Transfer goes.
+class Watchdog {
+ public:
+  Watchdog(StopFlag* stop, std::shared_ptr<Stream> stream)
+      : thread_([this, stop, stream] {
+          std::unique_lock<std::mutex> lock(mutex_);
+          while (!done_) {
+            if (stop->Stopped()) {
+              stream->Close();
+              return;
+            }
+            changed_.wait_for(lock, kWatchTick);
+          }
+        }) {}
+  ~Watchdog() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      done_ = true;
+      changed_.notify_all();
+    }
+    thread_.join();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool done_ = false;
+  std::thread thread_;
+};
+
+// A lease for as long as a transfer runs, unless the caller has one.
+class LeaseHolder {
+ public:
+  static absl::StatusOr<std::unique_ptr<LeaseHolder>> Take(
+      const Peers& peers, const std::string& ns, const std::string& callers) {
+    auto holder = std::make_unique<LeaseHolder>();
+    holder->lease = callers;
+    if (callers.empty()) {
+      ASSIGN_OR_RETURN(holder->lease, CreateLease(peers, ns));
+      holder->drop_ = [&peers, ns, id = holder->lease] {
+        DeleteLease(peers, ns, id);
+      };
+    }
+    return holder;
+  }
+  ~LeaseHolder() {
+    if (drop_) drop_();
+  }
+  std::string lease;
+
+ private:
+  std::function<void()> drop_;
+};
+
+ImageDestination DestinationOf(const transfer::ImageStore& destination,
+                               const config::Config& config) {
+  ImageDestination image;
+  image.name = destination.name();
+  image.labels = {destination.labels().begin(), destination.labels().end()};
+  for (const auto& platform : destination.platforms()) {
+    image.platforms.push_back(FromProto(platform));
+  }
+  image.all_metadata = destination.all_metadata();
+  image.manifest_limit = destination.manifest_limit();
+  for (const auto& extra : destination.extra_references()) {
+    image.extra_references.push_back(
+        {extra.name(), extra.is_prefix(), extra.allow_overwrite(),
+         extra.add_digest(), extra.skip_named_digest()});
+  }
+  for (const auto& unpack : destination.unpacks()) {
+    UnpackRequest out;
+    if (unpack.has_platform()) out.platform = FromProto(unpack.platform());
+    out.snapshotter = unpack.snapshotter().empty()
+                          ? config.metadata.default_snapshotter
+                          : unpack.snapshotter();
+    const auto proxy = config.proxy_plugins.find(out.snapshotter);
+    if (proxy == config.proxy_plugins.end()) {
+      out.rebase = out.snapshotter == kOurRebasing;
+    } else {
+      const auto& list = proxy->second.capabilities;
+      out.rebase = std::count(list.begin(), list.end(), kRebaseCapability) > 0;
+    }
+    image.unpacks.push_back(std::move(out));
+  }
+  return image;
+}
+
+PullLimits LimitsOf(const config::Config& config) {
+  return {config.distribution.max_concurrent_downloads,
+          config.distribution.max_concurrent_unpacks};
+}
+
+}  // namespace
 
 TransferService::TransferService(const config::Config& config,
                                  StreamTable* streams, HttpClient* http)
@@ -168,6 +277,7 @@ grpc::Status TransferService::Transfer(
         absl::StrCat("more than ", kTransfersMax, " transfers at once")));
   }
   const absl::Cleanup count_down = [this] { running_.fetch_sub(1); };
+  call.stop.client_gone = [context] { return context->IsCancelled(); };
   const absl::Status status = Run(call);
   if (!status.ok()) {
     log::Info("transfer failed",
@@ -192,6 +302,10 @@ absl::Status TransferService::Run(Call& call) {
   const std::string to = BareType(call.request->destination().type_url());
   if (to == kImageStoreType && from == kRegistryType) return PullImage(call);
   if (to == kImageStoreType && from == kImageStoreType) return Tag(call);
+  if (to == kRegistryType && from == kImageStoreType) return PushImage(call);
+  if (to == kImageStoreType && from == kImportType) return ImportImages(call);
+  if (to == kExportType && from == kImageStoreType) return ExportImages(call);
+  if (to == kExportType && from == kImportType) return Echo(call);
   return absl::UnimplementedError(
       absl::StrCat("method Transfer not implemented for ", ShortType(from),
                    " to ", ShortType(to)));
@@ -208,22 +322,18 @@ absl::Status TransferService::Tag(Call& call) {
   ASSIGN_OR_RETURN(ImageRecord image, store->GetImage(source.name()));
   image.name = destination.name();
   image.labels = {destination.labels().begin(), destination.labels().end()};
-  return store->PutImage(image);
+  RETURN_IF_ERROR(store->PutImage(image));
+  for (const auto& extra : destination.extra_references()) {
+    if (extra.is_prefix()) continue;
+    image.name = extra.name();
+    RETURN_IF_ERROR(store->PutImage(image));
+  }
+  return absl::OkStatus();
 }
 
-absl::Status TransferService::PullImage(Call& call) {
-  transfer::OCIRegistry source;
-  transfer::ImageStore destination;
-  if (!source.ParseFromString(call.request->source().value())) {
-    return absl::InvalidArgumentError("malformed OCIRegistry");
-  }
-  if (!destination.ParseFromString(call.request->destination().value())) {
-    return absl::InvalidArgumentError("malformed ImageStore");
-  }
-  if (destination.extra_references_size() > 0) {
-    return absl::UnimplementedError("extra references on a pull");
-  }
-  const config::Config config = CurrentConfig();
+absl::StatusOr<RegistryOptions> TransferService::OptionsFor(
+    Call& call, const containerd::types::transfer::OCIRegistry& source,
+    const config::Config& config) {
   const transfer::RegistryResolver& resolver = source.resolver();
   RegistryOptions options;
   ASSIGN_OR_RETURN(options.reference, oci::ParseFull(source.reference()));
@@ -236,16 +346,13 @@ absl::Status TransferService::PullImage(Call& call) {
   ASSIGN_OR_RETURN(options.hosts, HostsFor(options.reference.host, hosts));
   options.headers = {resolver.headers().begin(), resolver.headers().end()};
   options.stall_timeout = config.distribution.stall_timeout;
-  StopFlag stop;
-  grpc::ServerContext* const context = call.context;
-  stop.client_gone = [context] { return context->IsCancelled(); };
-  options.cancelled = [&stop] { return stop.Stopped(); };
-  std::shared_ptr<StreamCredentials> credentials;
+  options.cancelled = [stop = &call.stop] { return stop->Stopped(); };
   if (!resolver.auth_stream().empty()) {
     ASSIGN_OR_RETURN(std::shared_ptr<Stream> stream,
                      streams_->Get(call.ns, resolver.auth_stream()));
     call.streams.push_back(stream);
-    credentials =
+    call.watchdogs.push_back(std::make_shared<Watchdog>(&call.stop, stream));
+    const auto credentials =
         std::make_shared<StreamCredentials>(stream, source.reference());
     options.credentials = [credentials](
                               const std::string& host,
@@ -253,41 +360,38 @@ absl::Status TransferService::PullImage(Call& call) {
       return credentials->Ask(host, challenges);
     };
   }
-
-  ImageDestination image;
-  image.name =
-      destination.name().empty() ? source.reference() : destination.name();
-  image.labels = {destination.labels().begin(), destination.labels().end()};
-  for (const auto& platform : destination.platforms()) {
-    image.platforms.push_back(FromProto(platform));
+  if (!resolver.logs_stream().empty()) {
+    ASSIGN_OR_RETURN(std::shared_ptr<Stream> stream,
+                     streams_->Get(call.ns, resolver.logs_stream()));
+    call.streams.push_back(stream);
+    call.watchdogs.push_back(std::make_shared<Watchdog>(&call.stop, stream));
+    const auto mutex = std::make_shared<std::mutex>();
+    options.explain = [sink = WriteTo(stream), mutex](const std::string& line) {
+      std::lock_guard<std::mutex> lock(*mutex);
+      // A client that does not listen any more misses only lines.
+      (void)sink(line.data(), line.size());
+    };
   }
-  image.all_metadata = destination.all_metadata();
-  image.manifest_limit = destination.manifest_limit();
-  for (const auto& unpack : destination.unpacks()) {
-    UnpackRequest out;
-    if (unpack.has_platform()) out.platform = FromProto(unpack.platform());
-    out.snapshotter = unpack.snapshotter().empty()
-                          ? config.metadata.default_snapshotter
-                          : unpack.snapshotter();
-    const auto proxy = config.proxy_plugins.find(out.snapshotter);
-    if (proxy == config.proxy_plugins.end()) {
-      out.rebase = out.snapshotter == kOurRebasing;
-    } else {
-      const auto& list = proxy->second.capabilities;
-      out.rebase = std::count(list.begin(), list.end(), kRebaseCapability) > 0;
-    }
-    image.unpacks.push_back(std::move(out));
-  }
+  return options;
+}
 
+absl::Status TransferService::PullImage(Call& call) {
+  transfer::OCIRegistry source;
+  transfer::ImageStore destination;
+  if (!source.ParseFromString(call.request->source().value())) {
+    return absl::InvalidArgumentError("malformed OCIRegistry");
+  }
+  if (!destination.ParseFromString(call.request->destination().value())) {
+    return absl::InvalidArgumentError("malformed ImageStore");
+  }
+  const config::Config config = CurrentConfig();
+  ASSIGN_OR_RETURN(RegistryOptions options, OptionsFor(call, source, config));
+  ImageDestination image = DestinationOf(destination, config);
+  if (image.name.empty()) image.name = source.reference();
   // Everything fetched belongs to a lease until the image record names it.
-  std::string lease = call.lease;
-  if (lease.empty()) {
-    ASSIGN_OR_RETURN(lease, CreateLease(peers_, call.ns));
-  }
-  const absl::Cleanup end_lease = [&] {
-    if (call.lease.empty()) DeleteLease(peers_, call.ns, lease);
-  };
-  const auto store = OpenStore(peers_, {call.ns, lease});
+  ASSIGN_OR_RETURN(const auto lease,
+                   LeaseHolder::Take(peers_, call.ns, call.lease));
+  const auto store = OpenStore(peers_, {call.ns, lease->lease});
   const oci::Reference reference = options.reference;
   FetchContext fetch;
   fetch.source_labels = {
@@ -296,10 +400,125 @@ absl::Status TransferService::PullImage(Call& call) {
   fetch.registry = &registry;
   fetch.store = store.get();
   fetch.progress = call.progress.get();
-  fetch.stop = &stop;
-  return Pull(fetch, reference, image,
-              {config.distribution.max_concurrent_downloads,
-               config.distribution.max_concurrent_unpacks});
+  fetch.stop = &call.stop;
+  return Pull(fetch, reference, image, LimitsOf(config));
+}
+
+absl::Status TransferService::PushImage(Call& call) {
+  transfer::ImageStore source;
+  transfer::OCIRegistry destination;
+  if (!source.ParseFromString(call.request->source().value())) {
+    return absl::InvalidArgumentError("malformed ImageStore");
+  }
+  if (!destination.ParseFromString(call.request->destination().value())) {
+    return absl::InvalidArgumentError("malformed OCIRegistry");
+  }
+  const config::Config config = CurrentConfig();
+  ASSIGN_OR_RETURN(RegistryOptions options,
+                   OptionsFor(call, destination, config));
+  const auto store = OpenStore(peers_, {call.ns, call.lease});
+  FetchContext fetch;
+  fetch.store = store.get();
+  fetch.progress = call.progress.get();
+  fetch.stop = &call.stop;
+  PushRequest push;
+  push.image_name = source.name();
+  for (const auto& platform : source.platforms()) {
+    push.platforms.push_back(FromProto(platform));
+  }
+  push.source_label = kSourceLabel + HostWithoutPort(options.reference.host);
+  push.uploads_max = config.distribution.max_concurrent_uploads;
+  return Push(fetch, std::move(options), push);
+}
+
+absl::Status TransferService::ImportImages(Call& call) {
+  transfer::ImageImportStream source;
+  transfer::ImageStore destination;
+  if (!source.ParseFromString(call.request->source().value())) {
+    return absl::InvalidArgumentError("malformed ImageImportStream");
+  }
+  if (!destination.ParseFromString(call.request->destination().value())) {
+    return absl::InvalidArgumentError("malformed ImageStore");
+  }
+  if (source.force_compress()) {
+    return absl::UnimplementedError("compressing layers at an import");
+  }
+  ASSIGN_OR_RETURN(std::shared_ptr<Stream> stream,
+                   streams_->Get(call.ns, source.stream()));
+  call.streams.push_back(stream);
+  const config::Config config = CurrentConfig();
+  ASSIGN_OR_RETURN(const auto lease,
+                   LeaseHolder::Take(peers_, call.ns, call.lease));
+  const auto store = OpenStore(peers_, {call.ns, lease->lease});
+  FetchContext fetch;
+  fetch.store = store.get();
+  fetch.progress = call.progress.get();
+  fetch.stop = &call.stop;
+  const Watchdog watchdog(&call.stop, stream);
+  return Import(fetch, ReadFrom(stream), DestinationOf(destination, config),
+                LimitsOf(config));
+}
+
+absl::Status TransferService::ExportImages(Call& call) {
+  transfer::ImageStore source;
+  transfer::ImageExportStream destination;
+  if (!source.ParseFromString(call.request->source().value())) {
+    return absl::InvalidArgumentError("malformed ImageStore");
+  }
+  if (!destination.ParseFromString(call.request->destination().value())) {
+    return absl::InvalidArgumentError("malformed ImageExportStream");
+  }
+  ASSIGN_OR_RETURN(std::shared_ptr<Stream> stream,
+                   streams_->Get(call.ns, destination.stream()));
+  call.streams.push_back(stream);
+  ExportRequest request;
+  if (!source.name().empty()) request.names.push_back(source.name());
+  for (const auto& extra : source.extra_references()) {
+    if (extra.is_prefix()) {
+      return absl::UnimplementedError("exporting by prefix of names");
+    }
+    request.names.push_back(extra.name());
+  }
+  for (const auto& platform : destination.platforms()) {
+    request.platforms.push_back(FromProto(platform));
+  }
+  request.all_platforms = destination.all_platforms();
+  request.skip_docker_manifest = destination.skip_compatibility_manifest();
+  request.skip_non_distributable = destination.skip_non_distributable();
+  // What is exported must not be collected meanwhile: the images name it, and
+  // open descriptors outlive a removal.
+  const auto store = OpenStore(peers_, {call.ns, call.lease});
+  FetchContext fetch;
+  fetch.store = store.get();
+  fetch.progress = call.progress.get();
+  fetch.stop = &call.stop;
+  const Watchdog watchdog(&call.stop, stream);
+  return Export(fetch, request, WriteTo(stream));
+}
+
+absl::Status TransferService::Echo(Call& call) {
+  transfer::ImageImportStream source;
+  transfer::ImageExportStream destination;
+  if (!source.ParseFromString(call.request->source().value()) ||
+      !destination.ParseFromString(call.request->destination().value())) {
+    return absl::InvalidArgumentError("malformed stream");
+  }
+  ASSIGN_OR_RETURN(std::shared_ptr<Stream> from,
+                   streams_->Get(call.ns, source.stream()));
+  call.streams.push_back(from);
+  ASSIGN_OR_RETURN(std::shared_ptr<Stream> to,
+                   streams_->Get(call.ns, destination.stream()));
+  call.streams.push_back(to);
+  const Watchdog in_watchdog(&call.stop, from);
+  const Watchdog out_watchdog(&call.stop, to);
+  const ByteSource read = ReadFrom(from);
+  const ByteSink write = WriteTo(to);
+  char buffer[32768];
+  for (;;) {
+    ASSIGN_OR_RETURN(const size_t got, read(buffer, sizeof(buffer)));
+    if (got == 0) return absl::OkStatus();
+    RETURN_IF_ERROR(write(buffer, got));
+  }
 }
 
 }  // namespace bulkhead::distribution

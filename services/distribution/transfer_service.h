@@ -8,8 +8,10 @@
 
 #include "lib/config/config.h"
 #include "proto/containerd/services/transfer/v1/transfer.grpc.pb.h"
+#include "proto/containerd/types/transfer/registry.pb.h"
 #include "services/distribution/grpc_store.h"
 #include "services/distribution/http.h"
+#include "services/distribution/registry.h"
 #include "services/distribution/streams.h"
 
 namespace bulkhead::distribution {
@@ -37,6 +39,13 @@ class TransferService final
   absl::Status Run(Call& call);
   absl::Status PullImage(Call& call);
   absl::Status Tag(Call& call);
+  absl::Status PushImage(Call& call);
+  absl::Status ImportImages(Call& call);
+  absl::Status ExportImages(Call& call);
+  absl::Status Echo(Call& call);
+  absl::StatusOr<RegistryOptions> OptionsFor(
+      Call& call, const containerd::types::transfer::OCIRegistry& registry,
+      const config::Config& config);
   config::Config CurrentConfig();
 
   std::mutex mutex_;
