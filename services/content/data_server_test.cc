@@ -179,9 +179,11 @@ TEST_F(DataPlane, VerifyOnOpen) {
   const auto server = Serve(path, store_.get(), true);
   const Digest digest = Digest::Of("hello");
   WriteFileOrDie(dir_.Path("content/blobs/sha256/" + digest.hex()), "jello");
+  EXPECT_TRUE(client_.Open(digest.str()).ok());
   EXPECT_EQ(dataplane::Client(path).Open(digest.str()).status().code(),
             Code::kDataLoss);
-  EXPECT_TRUE(client_.Open(digest.str()).ok());
+  // Gone, so that it is fetched again.
+  EXPECT_EQ(client_.Open(digest.str()).status().code(), Code::kNotFound);
 }
 
 TEST_F(DataPlane, ManySessionsAtOnce) {
