@@ -169,20 +169,23 @@ absl::Status DiffService::WriteDiffBlob(const diff_v1::DiffRequest& request,
     stored.Update(data);
     return ingest->Advance(stored.size_bytes());
   };
+  const std::vector<os::MountSpec> left_mounts = SpecsOf(request.left());
+  const std::vector<os::MountSpec> right_mounts = SpecsOf(request.right());
+  const std::string upper = UpperOf(left_mounts, right_mounts);
   auto produce = [&](const std::string& left, const std::string& right) {
     return Compress(compression, write, [&](const ByteSink& sink) {
-      return WriteDiff(left, right, mtime_max, [&](absl::string_view data) {
+      const auto both = [&](absl::string_view data) {
         plain.Update(data);
         return sink(data);
-      });
+      };
+      return WriteDiff(left, right, mtime_max, both, upper);
     });
   };
   if (status.ok()) {
     status = WithTempMount(
-        ReadOnlyMounts(SpecsOf(request.left())), temp_dir,
-        [&](const std::string& left) {
+        ReadOnlyMounts(left_mounts), temp_dir, [&](const std::string& left) {
           return WithTempMount(
-              ReadOnlyMounts(SpecsOf(request.right())), temp_dir,
+              ReadOnlyMounts(right_mounts), temp_dir,
               [&](const std::string& right) { return produce(left, right); });
         });
   }

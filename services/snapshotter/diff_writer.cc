@@ -102,8 +102,8 @@ class DiffWalk {
   DiffWalk(std::optional<int64_t> mtime_max, const ByteSink& sink)
       : mtime_max_(mtime_max), sink_(sink) {}
 
-  absl::Status Run(int left, int right) {
-    RETURN_IF_ERROR(Walk(left, right, "", 0));
+  absl::Status Run(int left, int right, int upper) {
+    RETURN_IF_ERROR(Walk(left, right, upper, "", 0));
     return sink_(std::string(2 * kBlockBytes, '\0'));
   }
 
@@ -191,18 +191,48 @@ class DiffWalk {
     return true;
   }
 
-  absl::Status Walk(int left, int right, const std::string& dir, int depth) {
+  static bool Exists(int dir, const std::string& name) {
+    struct stat st;
+    return dir >= 0 &&
+           ::fstatat(dir, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0;
+  }
+
+  // A folder of an upper folder that shows what is below it, at its own place.
+  static bool IsMerged(int upper) {
+    for (const char* key :
+         {"trusted.overlay.opaque", "trusted.overlay.redirect",
+          "user.overlay.opaque", "user.overlay.redirect"}) {
+      if (::fgetxattr(upper, key, nullptr, 0) >= 0) return false;
+    }
+    return true;
+  }
+
+  // `upper` (may be -1): where alone differences of this folder can be.
+  absl::Status Walk(int left, int right, int upper, const std::string& dir,
+                    int depth) {
     if (depth > kTreeDepthMax) {
       return absl::ResourceExhaustedError("the tree is too deep");
     }
-    ASSIGN_OR_RETURN(std::set<std::string> old_names, Names(left));
-    ASSIGN_OR_RETURN(const std::set<std::string> new_names, Names(right));
-    std::set<std::string> all = old_names;
-    all.insert(new_names.begin(), new_names.end());
+    std::set<std::string> old_names;
+    std::set<std::string> new_names;
+    std::set<std::string> all;
+    if (upper >= 0) {
+      ASSIGN_OR_RETURN(all, Names(upper));
+      for (const std::string& name : all) {
+        if (Exists(left, name)) old_names.insert(name);
+        if (Exists(right, name)) new_names.insert(name);
+      }
+    } else {
+      ASSIGN_OR_RETURN(old_names, Names(left));
+      ASSIGN_OR_RETURN(new_names, Names(right));
+      all = old_names;
+      all.insert(new_names.begin(), new_names.end());
+    }
     for (const std::string& name : all) {
       const std::string path =
           dir.empty() ? name : absl::StrCat(dir, "/", name);
       if (!new_names.contains(name)) {
+        if (!old_names.contains(name)) continue;  // Hides nothing.
         RETURN_IF_ERROR(EmitParents(dir));
         Header gone;
         gone.name = absl::StrCat(dir, dir.empty() ? "" : "/", ".wh.", name);
@@ -231,7 +261,15 @@ class DiffWalk {
         if (!below.valid() || (both_dirs && !old_below.valid())) {
           return os::ErrnoStatus(errno, absl::StrCat("open ", path));
         }
-        RETURN_IF_ERROR(Walk(old_below.get(), below.get(), path, depth + 1));
+        os::UniqueFd upper_below;
+        if (both_dirs && upper >= 0) {
+          upper_below.Reset(::openat(upper, name.c_str(), kDirFlags));
+          if (upper_below.valid() && !IsMerged(upper_below.get())) {
+            upper_below.Reset();
+          }
+        }
+        RETURN_IF_ERROR(Walk(old_below.get(), below.get(), upper_below.get(),
+                             path, depth + 1));
       }
     }
     return absl::OkStatus();
@@ -446,10 +484,41 @@ absl::Status Zstd(const ByteSink& sink,
 
 absl::Status WriteDiff(const std::string& left, const std::string& right,
                        std::optional<int64_t> mtime_max_seconds,
-                       const ByteSink& sink) {
+                       const ByteSink& sink, const std::string& upper) {
   ASSIGN_OR_RETURN(os::UniqueFd a, os::Open(left, O_RDONLY | O_DIRECTORY));
   ASSIGN_OR_RETURN(os::UniqueFd b, os::Open(right, O_RDONLY | O_DIRECTORY));
-  return DiffWalk(mtime_max_seconds, sink).Run(a.get(), b.get());
+  os::UniqueFd c;
+  if (!upper.empty()) {
+    ASSIGN_OR_RETURN(c, os::Open(upper, O_RDONLY | O_DIRECTORY));
+  }
+  return DiffWalk(mtime_max_seconds, sink).Run(a.get(), b.get(), c.get());
+}
+
+std::string UpperOf(const std::vector<os::MountSpec>& left,
+                    const std::vector<os::MountSpec>& right) {
+  const auto value = [](const os::MountSpec& mount, const std::string& key) {
+    for (const std::string& option : mount.options) {
+      if (absl::StartsWith(option, key)) return option.substr(key.size());
+    }
+    return std::string();
+  };
+  if (left.size() != 1 || right.size() != 1) return "";
+  const os::MountSpec& below = left[0];
+  const os::MountSpec& top = right[0];
+  if (top.type != "overlay" || !below.target.empty() || !top.target.empty()) {
+    return "";
+  }
+  for (const os::MountSpec* mount : {&below, &top}) {
+    // Owners differ all over, or layers are not what they seem.
+    if (!value(*mount, "uidmap=").empty()) return "";
+  }
+  const std::string lowers = value(top, "lowerdir=");
+  const std::string under =
+      below.type == "bind" ? below.source
+      : below.type == "overlay" && value(below, "upperdir=").empty()
+          ? value(below, "lowerdir=")
+          : "";
+  return !lowers.empty() && lowers == under ? value(top, "upperdir=") : "";
 }
 
 absl::Status Compress(

@@ -19,11 +19,18 @@ namespace bulkhead::snapshotter {
 using ByteSink = std::function<absl::Status(absl::string_view)>;
 
 // Writes an uncompressed tar of what makes `left` into `right`, both trusted
-// paths of directories. `mtime_max_seconds` caps modification times.
+// paths of directories. `mtime_max_seconds` caps modification times. `upper`,
+// unless empty, is the upper folder of overlayfs by which `right` differs from
+// `left`: only what is there is looked at, with the same outcome.
 // Errors: kAborted: a file changed while it was read.
 absl::Status WriteDiff(const std::string& left, const std::string& right,
                        std::optional<int64_t> mtime_max_seconds,
-                       const ByteSink& sink);
+                       const ByteSink& sink, const std::string& upper = "");
+
+// The upper folder of `right` if it is one overlay mount right on top of what
+// `left` mounts, as a snapshot and its parent are; else "".
+std::string UpperOf(const std::vector<os::MountSpec>& left,
+                    const std::vector<os::MountSpec>& right);
 
 enum class Compression { kNone, kGzip, kZstd };
 

@@ -88,6 +88,61 @@ INSTANTIATE_TEST_SUITE_P(Each, DiffTest,
                                            Compression::kGzip,
                                            Compression::kZstd));
 
+TEST(UpperWalk, GivesTheSameBytesAsTheWholeTrees) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  TempDir dir;
+  const auto run = [&](const std::string& command) {
+    return std::system(
+        absl::StrCat("cd ", dir.path(), " && { ", command, "; }").c_str());
+  };
+  ASSERT_EQ(run("mount -t tmpfs none . && cd . && true"), 0);
+  ASSERT_EQ(
+      run("set -e; mkdir -p low/a/b/c low/gone/x low/same/deep low/again/old u "
+          "w m; echo 1 > low/a/b/c/f; echo 2 > low/a/g; echo 3 > low/same/h; "
+          "ln low/same/h low/same/deep/i; touch low/gone/x/y low/again/old/z "
+          "low/e; ln -s e low/sym;"
+          "mount -t overlay overlay -o lowerdir=low,upperdir=u,workdir=w m;"
+          "cd m; echo 11 >> a/b/c/f; chmod 700 same; rm -r gone again; "
+          "mkdir -p again/old/new; touch again/old/new/q; rm e; mkdir e; "
+          "touch e/1; ln a/g a/g2; echo n > n; ln n a/b/n2; rm sym; "
+          "ln -s /x sym; touch passing; rm passing; mknod d c 1 3;"
+          "chown 5:6 same/h"),
+      0);
+  const auto make = [&](const std::string& upper) {
+    std::string out;
+    const absl::Status status = WriteDiff(
+        dir.Path("low"), dir.Path("m"), std::nullopt,
+        [&](absl::string_view data) {
+          out.append(data.data(), data.size());
+          return absl::OkStatus();
+        },
+        upper);
+    EXPECT_TRUE(status.ok()) << status;
+    return out;
+  };
+  const std::string whole = make("");
+  EXPECT_GT(whole.size(), 5000u);
+  EXPECT_TRUE(whole == make(dir.Path("u")));
+  EXPECT_EQ(run("umount m"), 0);
+  EXPECT_EQ(std::system(absl::StrCat("umount ", dir.path()).c_str()), 0);
+}
+
+TEST(UpperWalk, OnlyWhereTheLayersAreTheSame) {
+  const os::MountSpec top{"overlay",
+                          "overlay",
+                          "",
+                          {"workdir=/w", "upperdir=/u", "lowerdir=/a:/b"}};
+  const os::MountSpec below{"overlay", "overlay", "", {"lowerdir=/a:/b"}};
+  EXPECT_EQ(UpperOf({below}, {top}), "/u");
+  EXPECT_EQ(UpperOf({{"bind", "/a", "", {"ro"}}},
+                    {{"overlay", "o", "", {"upperdir=/u", "lowerdir=/a"}}}),
+            "/u");
+  EXPECT_EQ(UpperOf({{"bind", "/a", "", {"ro"}}}, {top}), "");
+  EXPECT_EQ(UpperOf({top}, {top}), "");
+  EXPECT_EQ(UpperOf({below}, {below}), "");
+  EXPECT_EQ(UpperOf({}, {top}), "");
+}
+
 TEST(ReadOnlyMounts, UpperBecomesTheFirstLower) {
   const auto mounts = ReadOnlyMounts(
       {{"overlay",
