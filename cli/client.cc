@@ -135,6 +135,11 @@ class ClientImpl : public Client {
     lease_ = lease;
   }
 
+  void AddHeader(const std::string& name, const std::string& value) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    headers_.emplace_back(name, value);
+  }
+
   absl::Status Call(const std::string& method, const MessageLite& request,
                     MessageLite* response, absl::Duration timeout) override {
     const std::unique_ptr<grpc::ClientContext> context = NewContext(timeout);
@@ -177,12 +182,17 @@ class ClientImpl : public Client {
  private:
   std::unique_ptr<grpc::ClientContext> NewContext(absl::Duration timeout) {
     std::lock_guard<std::mutex> lock(mutex_);
-    return rpc::MakeClientContext({ns(), lease_}, timeout);
+    std::unique_ptr<grpc::ClientContext> context =
+        rpc::MakeClientContext({ns(), lease_}, timeout);
+    for (const auto& [name, value] : headers_)
+      context->AddMetadata(name, value);
+    return context;
   }
 
   std::shared_ptr<grpc::Channel> channel_;
   std::mutex mutex_;
   std::string lease_;
+  std::vector<std::pair<std::string, std::string>> headers_;
 };
 
 }  // namespace

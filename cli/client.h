@@ -63,6 +63,8 @@ class Client {
 
   // The lease that later calls of this client carry; empty for none.
   virtual void SetLease(const std::string& lease) = 0;
+  // A request header that later calls carry as well.
+  virtual void AddHeader(const std::string& name, const std::string& value) = 0;
 
   virtual absl::Status Call(
       const std::string& method, const google::protobuf::MessageLite& request,

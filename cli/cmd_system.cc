@@ -1,5 +1,6 @@
 // events, info, version, namespace, snapshot, content.
 #include <google/protobuf/empty.pb.h>
+#include <google/protobuf/unknown_field_set.h>
 
 #include <cstdio>
 #include <memory>
@@ -38,13 +39,32 @@ struct EventsOptions {
   std::string format;
   std::vector<std::string> filters;
   bool all_namespaces = false;
+  int64_t since = -1;
 };
+
+// The number of an event, which the suite sends beside containerd's own fields
+// to those who ask for it (services/metadata/object_services.h).
+uint64_t SequenceOf(const containerd::types::Envelope& envelope) {
+  constexpr int kSequenceField = 1000;
+  const auto& unknown = envelope.GetReflection()->GetUnknownFields(envelope);
+  for (int i = 0; i < unknown.field_count(); ++i) {
+    if (unknown.field(i).number() == kSequenceField &&
+        unknown.field(i).type() ==
+            google::protobuf::UnknownField::TYPE_VARINT) {
+      return unknown.field(i).varint();
+    }
+  }
+  return 0;
+}
 
 int Events(Session& session, const EventsOptions& options) {
   Client& client = session.client();
   containerd::services::events::v1::SubscribeRequest request;
   for (const std::string& filter : options.filters) {
     request.add_filters(filter);
+  }
+  if (options.since >= 0) {
+    client.AddHeader("bulkhead-events-after", absl::StrCat(options.since));
   }
   const std::unique_ptr<Stream> stream =
       client.ServerStream(std::string(kEvents) + "Subscribe", request);
@@ -56,6 +76,10 @@ int Events(Session& session, const EventsOptions& options) {
     const absl::StatusOr<std::string> line =
         EventLine(envelope, options.format);
     if (!line.ok()) return Report(line.status(), kExitUsage);
+    if (options.since >= 0) {
+      std::printf("%llu ",
+                  static_cast<unsigned long long>(SequenceOf(envelope)));
+    }
     std::printf("%s\n", line->c_str());
     std::fflush(stdout);
   }
@@ -334,6 +358,9 @@ void AddSystemCommands(Command& root) {
               "Such as topic~=^/tasks/ or event.container_id==ID", "FILTER")
       .Flag("-A,--all-namespaces", &events->all_namespaces,
             "Other namespaces' events, too")
+      .Option("--since-seq", &events->since,
+              "Begin behind the event of this number (0: with the oldest "
+              "kept), and show numbers")
       .Examples(
           "  bulkhead events\n"
           "  bulkhead events -f 'topic==/tasks/exit' --format json")

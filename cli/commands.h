@@ -10,6 +10,7 @@
 
 namespace bulkhead::cli {
 
+void AddAdminCommands(Command& root);      // gc why fsck backup restore
 void AddRunCommands(Command& root);        // run create start exec attach
 void AddImageCommands(Command& root);      // pull push images tag rmi
 void AddListCommands(Command& root);       // ps inspect logs

@@ -27,6 +27,7 @@ void Declare(Command& root) {
   AddLifecycleCommands(root);
   AddUsageCommands(root);
   AddSystemCommands(root);
+  AddAdminCommands(root);
   // Handled in main(), before any thread starts; here for the help.
   root.Sub("up", "Run one whole suite in the foreground")
       .Examples("  bulkhead up --root /srv/bulkhead --state /run/bulkhead")
