@@ -87,6 +87,19 @@ absl::StatusOr<os::UniqueFd> ListenOrFind(const std::string& path) {
   return last;
 }
 
+// Appears whole or not at all; need not outlive a crash of the machine.
+absl::Status WriteFile(const std::string& path, const std::string& data) {
+  const std::string temporary = path + ".tmp";
+  ASSIGN_OR_RETURN(
+      const os::UniqueFd fd,
+      os::Open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600));
+  RETURN_IF_ERROR(os::WriteFull(fd.get(), data.data(), data.size()));
+  if (::rename(temporary.c_str(), path.c_str()) != 0) {
+    return os::ErrnoStatus(errno, "rename " + path);
+  }
+  return absl::OkStatus();
+}
+
 // Runs a program to its end; its output, or an error with it.
 absl::StatusOr<std::string> RunToEnd(const std::vector<std::string>& argv) {
   os::UniqueFd output(::memfd_create("output", MFD_CLOEXEC));
@@ -242,8 +255,9 @@ absl::Status RunStart(const Flags& flags) {
   const std::string address = "unix://" + path;
   RETURN_IF_ERROR(os::MakeDirs(dir, 0700));
   ASSIGN_OR_RETURN(os::UniqueFd listener, ListenOrFind(path));
-  // Daemons before bootstrap.json find the shim again through this file.
-  RETURN_IF_ERROR(os::WriteFileAtomic("address", address, 0600));
+  // Daemons before bootstrap.json find the shim again through this file. It is
+  // as short-lived as the socket, so nobody waits for a disk.
+  RETURN_IF_ERROR(WriteFile("address", address));
   if (listener.valid()) {
     char self[4096];
     const ssize_t size = ::readlink("/proc/self/exe", self, sizeof(self) - 1);

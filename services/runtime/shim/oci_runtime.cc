@@ -1,6 +1,7 @@
 #include "services/runtime/shim/oci_runtime.h"
 
 #include <fcntl.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -173,6 +174,7 @@ OciRuntime::OciRuntime(Loop* loop, RuntimeOptions options,
       options_.binary_name.substr(options_.binary_name.rfind('/') + 1);
   signals_directly_ =
       absl::StartsWith(base, "runc") || absl::StartsWith(base, "crun");
+  is_runc_ = base == "runc";  // Not a wrapper of it.
 }
 
 std::vector<std::string> OciRuntime::GlobalArgs() const {
@@ -251,6 +253,53 @@ void OciRuntime::Run(const Command& command,
     }
     done(result);
   });
+}
+
+void OciRuntime::Start(const std::string& id,
+                       std::function<void(const Result&)> done) {
+  const std::string path = absl::StrCat(root_, "/", id, "/exec.fifo");
+  struct stat info {};
+  auto pending = std::make_unique<PendingStart>();
+  if (is_runc_ && pending_ == nullptr) {
+    absl::StatusOr<os::UniqueFd> fifo =
+        os::Open(path, O_RDONLY | O_NONBLOCK | O_NOFOLLOW);
+    if (fifo.ok() && ::fstat(fifo->get(), &info) == 0 &&
+        S_ISFIFO(info.st_mode)) {
+      pending->fifo = *std::move(fifo);
+    }
+  }
+  // Init, which waits to open the other end, writes one byte and goes on.
+  if (!pending->fifo.valid() ||
+      !loop_
+           ->Watch(pending->fifo.get(), EPOLLIN,
+                   [this](uint32_t) { ReadStart(false); })
+           .ok()) {
+    return Run({.args = {"start", id}}, std::move(done));
+  }
+  pending->id = id;
+  pending->path = path;
+  pending->done = std::move(done);
+  pending_ = std::move(pending);
+}
+
+void OciRuntime::InitEnded() {
+  if (pending_ != nullptr) ReadStart(true);
+}
+
+void OciRuntime::ReadStart(bool last) {
+  char byte;
+  const ssize_t size = ::read(pending_->fifo.get(), &byte, 1);
+  if (size < 0 && errno == EAGAIN && !last) return;
+  loop_->Unwatch(pending_->fifo.get());
+  const std::unique_ptr<PendingStart> pending = std::move(pending_);
+  if (size != 1) {
+    // It died first. The runtime says so in its own words.
+    return Run({.args = {"start", pending->id}}, std::move(pending->done));
+  }
+  (void)::unlink(pending->path.c_str());  // For the runtime: it is running.
+  Result result;
+  result.ok = true;
+  pending->done(result);
 }
 
 }  // namespace bulkhead::shim

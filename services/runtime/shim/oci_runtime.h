@@ -3,12 +3,14 @@
 #define BULKHEAD_SERVICES_RUNTIME_SHIM_OCI_RUNTIME_H_
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "lib/os/fd.h"
 #include "services/runtime/shim/loop.h"
 
 namespace bulkhead::shim {
@@ -57,6 +59,13 @@ class OciRuntime {
   // when this returns.
   void Run(const Command& command, std::function<void(const Result&)> done);
 
+  // Lets the created container `id` run; `done` is called later, once. What
+  // `runc start` does is open one FIFO; for runc this does it itself, because
+  // starting that program takes longer than the whole shim.
+  void Start(const std::string& id, std::function<void(const Result&)> done);
+  // For a Start() that waits for an init process which ended meanwhile.
+  void InitEnded();
+
   const RuntimeOptions& options() const { return options_; }
   // The folder where the runtime keeps its containers.
   const std::string& root() const { return root_; }
@@ -65,13 +74,24 @@ class OciRuntime {
   bool signals_directly() const { return signals_directly_; }
 
  private:
-  std::string LastError(int64_t log_offset_bytes) const;
+  // A start through the FIFO that has no answer yet.
+  struct PendingStart {
+    std::string id;
+    std::string path;
+    os::UniqueFd fifo;
+    std::function<void(const Result&)> done;
+  };
 
+  std::string LastError(int64_t log_offset_bytes) const;
+  void ReadStart(bool last);
+
+  std::unique_ptr<PendingStart> pending_;
   Loop* loop_;
   RuntimeOptions options_;
   std::string root_;
   std::string bundle_;
   bool signals_directly_ = false;
+  bool is_runc_ = false;
 };
 
 }  // namespace bulkhead::shim

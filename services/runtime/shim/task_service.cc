@@ -442,10 +442,9 @@ void TaskService::StartInit(const ContainerRef& container, Reply reply,
     return done();
   }
   init->starting = true;
-  container->runtime->Run(
-      {.args = {"start", container->id}},
-      [this, container, reply,
-       done = std::move(done)](const OciRuntime::Result& result) {
+  container->runtime->Start(
+      container->id, [this, container, reply, done = std::move(done)](
+                         const OciRuntime::Result& result) {
         const ProcessRef& init = container->init;
         init->starting = false;
         if (!result.ok) {
@@ -647,6 +646,7 @@ void TaskService::OnInitExit(const ContainerRef& container,
                               MaybeFinishInit(container);
                             });
   }
+  container->runtime->InitEnded();
   MaybeFinishInit(container);
 }
 
