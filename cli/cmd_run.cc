@@ -124,16 +124,21 @@ TaskStreams ChooseStreams(const ContainerRecord& record, const Fifos* fifos,
 }
 
 absl::Status CreateTask(Client& client, const ContainerRecord& record,
-                        const TaskStreams& streams, bool terminal) {
-  containerd::services::snapshots::v1::MountsRequest mounts_request;
-  mounts_request.set_snapshotter(record.snapshotter());
-  mounts_request.set_key(record.snapshot_key());
-  containerd::services::snapshots::v1::MountsResponse mounts;
-  RETURN_IF_ERROR(
-      client.Call(std::string(kSnapshots) + "Mounts", mounts_request, &mounts));
+                        const Mounts* mounts, const TaskStreams& streams,
+                        bool terminal) {
   tasks::CreateTaskRequest request;
+  if (mounts != nullptr) {
+    *request.mutable_rootfs() = *mounts;
+  } else {
+    containerd::services::snapshots::v1::MountsRequest asked;
+    asked.set_snapshotter(record.snapshotter());
+    asked.set_key(record.snapshot_key());
+    containerd::services::snapshots::v1::MountsResponse found;
+    RETURN_IF_ERROR(
+        client.Call(std::string(kSnapshots) + "Mounts", asked, &found));
+    request.mutable_rootfs()->Swap(found.mutable_mounts());
+  }
   request.set_container_id(record.id());
-  *request.mutable_rootfs() = mounts.mounts();
   request.set_stdin(streams.in);
   request.set_stdout(streams.out);
   request.set_stderr(streams.err);
@@ -172,8 +177,9 @@ struct ForegroundOptions {
 };
 
 // Creates the task, starts it and stays with it. The result is the exit code.
+// `mounts` may be null, as for StartDetached().
 int RunForeground(Client& client, const ContainerRecord& record,
-                  const ForegroundOptions& options) {
+                  const Mounts* mounts, const ForegroundOptions& options) {
   const bool terminal = HasTerminal(record);
   const auto cleanup = [&] {
     if (!options.remove) return;
@@ -194,7 +200,7 @@ int RunForeground(Client& client, const ContainerRecord& record,
   }
   const TaskStreams streams =
       ChooseStreams(record, fifos->get(), terminal, !options.remove);
-  absl::Status status = CreateTask(client, record, streams, terminal);
+  absl::Status status = CreateTask(client, record, mounts, streams, terminal);
   if (!status.ok()) {
     cleanup();
     return Report(status, StartFailureCode(status));
@@ -230,7 +236,10 @@ int RunForeground(Client& client, const ContainerRecord& record,
     (*fifos)->Keep();  // For `attach`.
     return kExitOk;
   }
-  cleanup();
+  if (options.remove) {
+    const absl::Status removed = RemoveWithoutTask(client, record);
+    if (!removed.ok()) Report(removed);
+  }
   return static_cast<int>(result->exit.status);
 }
 
@@ -268,7 +277,8 @@ absl::Status SpawnRemover(Client& client, const std::string& id) {
 
 }  // namespace
 
-absl::Status StartDetached(Client& client, const ContainerRecord& record) {
+absl::Status StartDetached(Client& client, const ContainerRecord& record,
+                           const Mounts* mounts) {
   const bool terminal = HasTerminal(record);
   std::unique_ptr<Fifos> fifos;
   if (LabelOf(record, kLabelOpenStdin) == "true") {
@@ -280,7 +290,7 @@ absl::Status StartDetached(Client& client, const ContainerRecord& record) {
   const TaskStreams streams =
       ChooseStreams(record, fifos.get(), terminal, true);
   if (fifos != nullptr) fifos->Keep();
-  RETURN_IF_ERROR(CreateTask(client, record, streams, terminal));
+  RETURN_IF_ERROR(CreateTask(client, record, mounts, streams, terminal));
   const absl::Status started = StartTask(client, record.id());
   if (!started.ok()) {
     (void)KillTask(client, record.id(), 9);  // It never ran.
@@ -304,33 +314,33 @@ int Run(Session& session, RunOptions& options) {
                   kExitRunFailed);
   }
   Client& client = session.client();
-  const absl::StatusOr<ContainerRecord> record =
-      CreateContainer(client, options);
-  if (!record.ok()) return Report(record.status(), kExitRunFailed);
+  const absl::StatusOr<NewContainer> made = CreateContainer(client, options);
+  if (!made.ok()) return Report(made.status(), kExitRunFailed);
+  const ContainerRecord& record = made->record;
   if (!options.cid_file.empty()) {
     const absl::Status written =
-        os::WriteFileAtomic(options.cid_file, record->id(), 0644);
+        os::WriteFileAtomic(options.cid_file, record.id(), 0644);
     if (!written.ok()) return Report(written, kExitRunFailed);
   }
   if (options.detach) {
-    const absl::Status started = StartDetached(client, *record);
+    const absl::Status started = StartDetached(client, record, &made->mounts);
     if (!started.ok()) {
-      if (options.remove) (void)RemoveContainer(client, *record, true);
+      if (options.remove) (void)RemoveContainer(client, record, true);
       return Report(started, StartFailureCode(started));
     }
-    std::printf("%s\n", record->id().c_str());
+    std::printf("%s\n", record.id().c_str());
     return kExitOk;
   }
   return RunForeground(
-      client, *record,
+      client, record, &made->mounts,
       {options.interactive, options.remove, options.detach_keys});
 }
 
 int Create(Session& session, RunOptions& options) {
-  const absl::StatusOr<ContainerRecord> record =
+  const absl::StatusOr<NewContainer> made =
       CreateContainer(session.client(), options);
-  if (!record.ok()) return Report(record.status(), kExitRunFailed);
-  std::printf("%s\n", record->id().c_str());
+  if (!made.ok()) return Report(made.status(), kExitRunFailed);
+  std::printf("%s\n", made->record.id().c_str());
   return kExitOk;
 }
 
@@ -588,7 +598,7 @@ int Start(Session& session, StartOptions& options) {
     absl::Status status = DeleteTask(client, record->id());
     if (status.ok() && foreground) {
       return RunForeground(
-          client, *record,
+          client, *record, nullptr,
           {options.interactive, LabelOf(*record, kLabelAutoRemove) == "true",
            "ctrl-p,ctrl-q"});
     }

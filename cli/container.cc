@@ -250,6 +250,10 @@ absl::Status RemoveContainer(Client& client, const ContainerRecord& record,
     }
     RETURN_IF_ERROR(DeleteTask(client, record.id()));
   }
+  return RemoveWithoutTask(client, record);
+}
+
+absl::Status RemoveWithoutTask(Client& client, const ContainerRecord& record) {
   google::protobuf::Empty empty;
   if (!record.snapshot_key().empty()) {
     containerd::services::snapshots::v1::RemoveSnapshotRequest remove;

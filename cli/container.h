@@ -80,6 +80,9 @@ absl::Status StopTask(Client& client, const std::string& id, int signal,
 absl::Status RemoveContainer(Client& client, const ContainerRecord& record,
                              bool force);
 
+// The same for a container whose task is known to be gone.
+absl::Status RemoveWithoutTask(Client& client, const ContainerRecord& record);
+
 // Our files for a container: <root>/logs/<ns>/<id>, found through the server.
 std::string ContainerDir(Client& client, const std::string& id);
 // A private folder for FIFOs: beside the socket if we may, else below

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -42,28 +43,92 @@ constexpr size_t kHostFileBytesMax = 1 << 20;
 constexpr size_t kLabelBytesMax = 4096;
 constexpr int64_t kMemoryBytesMin = 6 << 20;  // runc cannot start below it.
 
-std::string NamespaceLabel(Client& client, const std::string& key) {
+using Labels = google::protobuf::Map<std::string, std::string>;
+
+// Empty if they cannot be had: they only hold defaults.
+Labels NamespaceLabels(Client& client) {
   containerd::services::namespaces::v1::GetNamespaceRequest request;
   request.set_name(client.ns());
   containerd::services::namespaces::v1::GetNamespaceResponse response;
   if (!client.Call(std::string(kNamespaces) + "Get", request, &response).ok()) {
-    return "";
+    return {};
   }
-  const auto& labels = response.namespace_().labels();
+  return response.namespace_().labels();
+}
+
+std::string LabelIn(const Labels& labels, const std::string& key) {
   const auto found = labels.find(key);
   return found == labels.end() ? "" : found->second;
 }
 
+bool ServerIsOurs(Client& client) {
+  google::protobuf::Empty empty;
+  containerd::services::version::v1::VersionResponse version;
+  return client.Call(std::string(kVersion) + "Version", empty, &version).ok() &&
+         absl::StrContains(version.version(), "bulkhead");
+}
+
+std::string SnapshotterIn(const Labels& labels, const std::string& text) {
+  if (!text.empty()) return text;
+  const std::string name =
+      LabelIn(labels, "containerd.io/defaults/snapshotter");
+  return name.empty() ? "overlayfs" : name;
+}
+
+RuntimeChoice RuntimeIn(const Labels& labels, bool ours,
+                        const std::string& text) {
+  if (absl::StartsWith(text, "io.")) return {text, ""};
+  const std::string name = LabelIn(labels, "containerd.io/defaults/runtime");
+  if (!name.empty()) return {name, text};
+  return {ours ? kOurRuntime : kRuncRuntime, text};
+}
+
+// What CreateContainer() asks the server before it makes anything. The
+// questions do not depend on each other, so they are asked at once.
+struct Answers {
+  absl::Status name_free;
+  Labels labels;
+  bool ours = false;
+  std::string folder;
+  absl::StatusOr<ImageRecord> record = absl::NotFoundError("");
+  absl::StatusOr<ImageInfo> image = absl::NotFoundError("");
+};
+
+absl::StatusOr<oci::Platform> PlatformOf(const RunOptions& options) {
+  if (options.platform.empty()) return oci::HostPlatform();
+  return oci::ParsePlatform(options.platform);
+}
+
+Answers Ask(Client& client, const RunOptions& options,
+            const oci::Platform& platform, const std::string& name,
+            const std::string& id) {
+  Answers answers;
+  std::thread labels([&] { answers.labels = NamespaceLabels(client); });
+  std::thread server([&] {
+    answers.ours = ServerIsOurs(client);
+    answers.folder = ContainerDir(client, id);
+  });
+  std::thread names([&] { answers.name_free = CheckNameFree(client, name); });
+  if (options.pull != "always") {
+    answers.record = FindImage(client, options.rest[0]);
+    if (answers.record.ok()) {
+      answers.image = LoadImage(client, *answers.record, platform);
+    }
+  }
+  labels.join();
+  server.join();
+  names.join();
+  return answers;
+}
+
 absl::StatusOr<ImageInfo> ResolveImage(Client& client,
                                        const RunOptions& options,
-                                       const std::string& snapshotter) {
-  oci::Platform platform = oci::HostPlatform();
-  if (!options.platform.empty()) {
-    ASSIGN_OR_RETURN(platform, oci::ParsePlatform(options.platform));
-  }
+                                       const oci::Platform& platform,
+                                       const std::string& snapshotter,
+                                       const Answers& answers) {
   const std::string& text = options.rest[0];
-  absl::StatusOr<ImageRecord> record = absl::NotFoundError("");
-  if (options.pull != "always") record = FindImage(client, text);
+  absl::StatusOr<ImageRecord> record = answers.record;
+  if (record.ok()) return answers.image;
   if (options.pull == "always" ||
       (options.pull == "missing" && absl::IsNotFound(record.status()))) {
     PullOptions pull;
@@ -92,13 +157,14 @@ os::MountSpec ToMount(const containerd::types::Mount& mount) {
           {mount.options().begin(), mount.options().end()}};
 }
 
+// The others are looked up in the image's account files.
+bool IsRoot(const std::string& user) {
+  return user.empty() || user == "0" || user == "root" || user == "0:0";
+}
+
 // Names need the image's account files; numbers profit from them.
-absl::StatusOr<User> FindUser(
-    const std::string& text,
-    const google::protobuf::RepeatedPtrField<containerd::types::Mount>& found) {
-  if (text.empty() || text == "0" || text == "root" || text == "0:0") {
-    return User{.home = "/root"};
-  }
+absl::StatusOr<User> FindUser(const std::string& text, const Mounts& found) {
+  if (IsRoot(text)) return User{.home = "/root"};
   std::vector<os::MountSpec> mounts;
   for (const containerd::types::Mount& mount : found) {
     mounts.push_back(ToMount(mount));
@@ -283,78 +349,91 @@ bool IsForImages(const std::string& key, const std::string& value) {
 // Undoes what was made, unless told to keep it.
 class Undo {
  public:
-  Undo(Client& client, std::string snapshotter, std::string key)
-      : client_(client),
-        snapshotter_(std::move(snapshotter)),
-        key_(std::move(key)) {}
+  explicit Undo(Client& client) : client_(client) {}
   ~Undo() {
     if (kept_) return;
+    google::protobuf::Empty empty;
+    if (recorded) {
+      containerd::services::containers::v1::DeleteContainerRequest request;
+      request.set_id(id);
+      // The first error counts.
+      (void)client_.Call(std::string(kContainers) + "Delete", request, &empty);
+    }
     if (prepared) {
       snapshots::RemoveSnapshotRequest request;
-      request.set_snapshotter(snapshotter_);
-      request.set_key(key_);
-      google::protobuf::Empty empty;
-      // Garbage collection takes it when the lease is gone.
+      request.set_snapshotter(snapshotter);
+      request.set_key(id);
+      // Garbage collection takes it when nothing names it.
       (void)client_.Call(std::string(kSnapshots) + "Remove", request, &empty);
     }
     if (!folder.empty()) (void)os::RemoveAll(folder);  // A few small files.
   }
   void Keep() { kept_ = true; }
 
+  std::string snapshotter;
+  std::string id;
+  bool recorded = false;
   bool prepared = false;
   std::string folder;
 
  private:
   Client& client_;
-  std::string snapshotter_;
-  std::string key_;
   bool kept_ = false;
 };
+
+// Makes the container's snapshot; unpacks the image first if need be.
+absl::StatusOr<Mounts> Prepare(Client& client, const ImageInfo& image,
+                               const std::string& snapshotter,
+                               const std::string& id) {
+  snapshots::PrepareSnapshotRequest prepare;
+  prepare.set_snapshotter(snapshotter);
+  prepare.set_key(id);
+  prepare.set_parent(image.chain_id());
+  snapshots::PrepareSnapshotResponse prepared;
+  const std::string method = std::string(kSnapshots) + "Prepare";
+  absl::Status status = client.Call(method, prepare, &prepared);
+  if (absl::IsNotFound(status)) {
+    // Nearly always it is there, so nobody asks beforehand.
+    ASSIGN_OR_RETURN(const std::unique_ptr<ScopedLease> lease,
+                     ScopedLease::Create(client));
+    RETURN_IF_ERROR(EnsureUnpacked(client, image, snapshotter));
+    status = client.Call(method, prepare, &prepared);
+  }
+  RETURN_IF_ERROR(status);
+  return prepared.mounts();
+}
 
 }  // namespace
 
 RuntimeChoice ChooseRuntime(Client& client, const std::string& text) {
-  if (absl::StartsWith(text, "io.")) return {text, ""};
-  RuntimeChoice choice;
-  choice.binary = text;
-  choice.name = NamespaceLabel(client, "containerd.io/defaults/runtime");
-  if (!choice.name.empty()) return choice;
-  google::protobuf::Empty empty;
-  containerd::services::version::v1::VersionResponse version;
-  const bool ours =
-      client.Call(std::string(kVersion) + "Version", empty, &version).ok() &&
-      absl::StrContains(version.version(), "bulkhead");
-  choice.name = ours ? kOurRuntime : kRuncRuntime;
-  return choice;
+  return RuntimeIn(NamespaceLabels(client), ServerIsOurs(client), text);
 }
 
 std::string DefaultSnapshotter(Client& client, const std::string& text) {
   if (!text.empty()) return text;
-  const std::string name =
-      NamespaceLabel(client, "containerd.io/defaults/snapshotter");
-  return name.empty() ? "overlayfs" : name;
+  return SnapshotterIn(NamespaceLabels(client), text);
 }
 
-absl::StatusOr<ContainerRecord> CreateContainer(Client& client,
-                                                const RunOptions& options) {
+absl::StatusOr<NewContainer> CreateContainer(Client& client,
+                                             const RunOptions& options) {
   if (options.pull != "always" && options.pull != "missing" &&
       options.pull != "never") {
     return absl::InvalidArgumentError("--pull: always, missing or never");
   }
-  std::string name = options.name;
-  if (name.empty()) {
-    name = RandomName();
-    if (!CheckNameFree(client, name).ok()) {
-      name += "_" + NewId().substr(0, 4);
-    }
-  } else {
-    RETURN_IF_ERROR(ValidateName(name));
-    RETURN_IF_ERROR(CheckNameFree(client, name));
+  std::string name = options.name.empty() ? RandomName() : options.name;
+  RETURN_IF_ERROR(ValidateName(name));
+  ASSIGN_OR_RETURN(const oci::Platform platform, PlatformOf(options));
+  const std::string id = NewId();
+  const Answers answers = Ask(client, options, platform, name, id);
+  if (!answers.name_free.ok()) {
+    if (!options.name.empty()) return answers.name_free;
+    name += "_" + NewId().substr(0, 4);
   }
   const std::string snapshotter =
-      DefaultSnapshotter(client, options.snapshotter);
-  ASSIGN_OR_RETURN(const ImageInfo image,
-                   ResolveImage(client, options, snapshotter));
+      SnapshotterIn(answers.labels, options.snapshotter);
+  ASSIGN_OR_RETURN(
+      const ImageInfo image,
+      ResolveImage(client, options, platform, snapshotter, answers));
   const oci::RunConfig& config = image.config.config;
   ASSIGN_OR_RETURN(SpecOptions spec, MakeSpecOptions(options, config));
   const std::string stop_signal =
@@ -363,23 +442,21 @@ absl::StatusOr<ContainerRecord> CreateContainer(Client& client,
     RETURN_IF_ERROR(ParseSignal(stop_signal).status());
   }
 
-  const std::string id = NewId();
-  ASSIGN_OR_RETURN(const std::unique_ptr<ScopedLease> lease,
-                   ScopedLease::Create(client));
-  Undo undo(client, snapshotter, id);
-  RETURN_IF_ERROR(EnsureUnpacked(client, image, snapshotter));
-  snapshots::PrepareSnapshotRequest prepare;
-  prepare.set_snapshotter(snapshotter);
-  prepare.set_key(id);
-  prepare.set_parent(image.chain_id());
-  snapshots::PrepareSnapshotResponse prepared;
-  RETURN_IF_ERROR(
-      client.Call(std::string(kSnapshots) + "Prepare", prepare, &prepared));
-  undo.prepared = true;
-
+  Undo undo(client);
+  undo.snapshotter = snapshotter;
+  undo.id = id;
   const std::string user_text =
       options.user.empty() ? config.user : options.user;
-  ASSIGN_OR_RETURN(spec.user, FindUser(user_text, prepared.mounts()));
+  // A record that names its snapshot before there is one keeps it from garbage
+  // collection. Only who must look into the image needs a lease until then.
+  NewContainer made;
+  std::unique_ptr<ScopedLease> lease;
+  if (!IsRoot(user_text)) {
+    ASSIGN_OR_RETURN(lease, ScopedLease::Create(client));
+    ASSIGN_OR_RETURN(made.mounts, Prepare(client, image, snapshotter, id));
+    undo.prepared = true;
+  }
+  ASSIGN_OR_RETURN(spec.user, FindUser(user_text, made.mounts));
   if (!spec.user.home.empty()) {
     spec.env = MergeEnv({"HOME=" + spec.user.home}, spec.env);
   }
@@ -395,14 +472,15 @@ absl::StatusOr<ContainerRecord> CreateContainer(Client& client,
   spec.rows = size.rows;
   spec.columns = size.columns;
 
-  const std::string folder = ContainerDir(client, id);
+  const std::string& folder = answers.folder;
   RETURN_IF_ERROR(os::MakeDirs(folder, 0700));
   undo.folder = folder;
   RETURN_IF_ERROR(
       AddNetworkFiles(folder, spec.host_network, spec.hostname, &spec.mounts));
   ASSIGN_OR_RETURN(const nlohmann::json spec_json, MakeSpec(spec));
 
-  const RuntimeChoice runtime = ChooseRuntime(client, options.runtime);
+  const RuntimeChoice runtime =
+      RuntimeIn(answers.labels, answers.ours, options.runtime);
   const bool our_shim = runtime.name == kOurRuntime;
   containerd::services::containers::v1::CreateContainerRequest request;
   ContainerRecord* record = request.mutable_container();
@@ -440,8 +518,13 @@ absl::StatusOr<ContainerRecord> CreateContainer(Client& client,
   containerd::services::containers::v1::CreateContainerResponse response;
   RETURN_IF_ERROR(
       client.Call(std::string(kContainers) + "Create", request, &response));
+  undo.recorded = true;
+  made.record = std::move(*response.mutable_container());
+  if (!undo.prepared) {
+    ASSIGN_OR_RETURN(made.mounts, Prepare(client, image, snapshotter, id));
+  }
   undo.Keep();
-  return response.container();
+  return made;
 }
 
 }  // namespace bulkhead::cli

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "cli/client.h"
 #include "cli/container.h"
+#include "proto/containerd/types/mount.pb.h"
 
 namespace bulkhead::cli {
 
@@ -53,14 +54,23 @@ struct RunOptions {
   std::vector<std::string> rest;  // IMAGE [COMMAND [ARG...]]
 };
 
-// Makes snapshot and record (under a lease). Pulls the image if `pull` says
-// so. On error nothing is left behind.
-absl::StatusOr<ContainerRecord> CreateContainer(Client& client,
-                                                const RunOptions& options);
+using Mounts = google::protobuf::RepeatedPtrField<containerd::types::Mount>;
+
+struct NewContainer {
+  ContainerRecord record;
+  Mounts mounts;  // Of its snapshot.
+};
+
+// Makes record and snapshot. Pulls the image if `pull` says so. On error
+// nothing is left behind.
+absl::StatusOr<NewContainer> CreateContainer(Client& client,
+                                             const RunOptions& options);
 
 // Creates the container's task and starts it, its output going to the log;
-// with the auto-remove label also a process that removes it in the end.
-absl::Status StartDetached(Client& client, const ContainerRecord& record);
+// with the auto-remove label also a process that removes it in the end. Asks
+// for the snapshot's mounts if `mounts` is null.
+absl::Status StartDetached(Client& client, const ContainerRecord& record,
+                           const Mounts* mounts = nullptr);
 
 // The shim's name and options for --runtime: "" for the default, "crun" or
 // "/usr/bin/crun" for an OCI runtime under our shim, "io.containerd.x.v1".
