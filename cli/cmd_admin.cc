@@ -169,7 +169,7 @@ int Backup(Session& session, const std::string& directory) {
 void AddAdminCommands(Command& root) {
   auto dry_run = std::make_shared<bool>(false);
   root.Sub("gc", "Remove what nothing refers to, now")
-      .Flag("-n,--dry-run", dry_run.get(), "Only say what would go")
+      .Flag("--dry-run", dry_run.get(), "Only say what would go")
       .Examples("  bulkhead gc --dry-run")
       .Does([dry_run](Session& session) { return Collect(session, *dry_run); });
 
