@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -15,6 +16,8 @@
 #include "lib/ttrpc/reactor.h"
 #include "services/runtime/event_forwarder.h"
 #include "services/runtime/metadata_client.h"
+#include "services/runtime/restart_monitor.h"
+#include "services/runtime/restart_source.h"
 #include "services/runtime/sandbox_service.h"
 #include "services/runtime/shim_binary.h"
 #include "services/runtime/shim_events.h"
@@ -50,9 +53,14 @@ absl::Status Serve(service::Context& context) {
   ttrpc::Reactor reactor;
   ShimBinaries shims(environment);
   MetadataClient metadata(config.Socket("metadata"));
+  std::mutex restarts_mutex;
+  RestartMonitor* restarts = nullptr;  // While it lives.
   EventForwarder events(
-      [&metadata](const containerd::types::Envelope& envelope) {
-        return metadata.ForwardEvent(envelope);
+      [&](const containerd::types::Envelope& envelope) {
+        const absl::Status status = metadata.ForwardEvent(envelope);
+        std::lock_guard<std::mutex> lock(restarts_mutex);
+        if (status.ok() && restarts != nullptr) restarts->OnEvent(envelope);
+        return status;
       },
       config.ServiceDir("runtime") + "/events.spool");
   auto tasks = std::make_shared<TaskManager>(
@@ -70,10 +78,19 @@ absl::Status Serve(service::Context& context) {
   std::unique_ptr<ttrpc::Server> shim_events =
       ServeShimEvents(reactor, std::move(listener), tasks, events);
   RETURN_IF_ERROR(tasks->Recover());
+  std::unique_ptr<RestartSource> source =
+      MakeRestartSource(config.Socket("metadata"));
+  RestartMonitor monitor(*tasks, *source);
   std::unique_ptr<grpc::Service> tasks_service = MakeTasksService(*tasks);
   std::unique_ptr<grpc::Service> controller = MakeSandboxController();
   RETURN_IF_ERROR(context.ListenGrpc({tasks_service.get(), controller.get()}));
+  const auto watch = [&](RestartMonitor* who) {
+    std::lock_guard<std::mutex> lock(restarts_mutex);
+    restarts = who;
+  };
+  watch(&monitor);
   context.Run();
+  watch(nullptr);
   shim_events.reset();
   return absl::OkStatus();
 }

@@ -33,6 +33,7 @@
 #include "proto/containerd/services/containers/v1/containers.grpc.pb.h"
 #include "proto/containerd/services/events/v1/events.grpc.pb.h"
 #include "proto/containerd/services/tasks/v1/tasks.grpc.pb.h"
+#include "services/runtime/restart_monitor.h"
 
 namespace bulkhead::runtime {
 namespace {
@@ -332,6 +333,40 @@ class RuntimeTest : public ::testing::TestWithParam<const char*> {
 
 using Topics = std::vector<std::string>;
 
+TEST(RestartPolicy, FollowsTheLabels) {
+  using Labels = std::map<std::string, std::string>;
+  const auto should = [](const std::string& policy, uint32_t exit_status,
+                         Labels more) {
+    more[kRestartPolicyLabel] = policy;
+    more.emplace(kRestartStatusLabel, "running");
+    return ShouldRestart(more, exit_status);
+  };
+  const Labels stopped = {{kRestartStoppedLabel, "true"}};
+  const Labels twice = {{kRestartCountLabel, "2"}};
+  EXPECT_FALSE(ShouldRestart({}, 1));
+  EXPECT_FALSE(should("always", 1, {{kRestartStatusLabel, "stopped"}}));
+  for (const char* policy : {"", "always", "unless-stopped"}) {
+    EXPECT_TRUE(should(policy, 0, {})) << policy;
+  }
+  EXPECT_TRUE(should("always", 0, stopped));
+  EXPECT_FALSE(should("unless-stopped", 1, stopped));
+  EXPECT_FALSE(should("no", 1, {}));
+  EXPECT_FALSE(should("on-failure", 0, {}));
+  EXPECT_TRUE(should("on-failure", 1, twice));
+  EXPECT_TRUE(should("on-failure:0", 1, twice));
+  EXPECT_TRUE(should("on-failure:3", 1, twice));
+  EXPECT_FALSE(should("on-failure:2", 1, twice));
+  for (const char* policy : {"on-failure:", "on-failure:x", "on-failures"}) {
+    EXPECT_FALSE(should(policy, 1, {})) << policy;
+  }
+}
+
+TEST(RestartPolicy, PausesGrowToALimit) {
+  EXPECT_EQ(RestartDelay(0), absl::Milliseconds(100));
+  EXPECT_EQ(RestartDelay(3), absl::Milliseconds(800));
+  EXPECT_EQ(RestartDelay(32), absl::Minutes(1));
+}
+
 TEST_P(RuntimeTest, RunsAndReportsTheExitCode) {
   suite_.AddContainer("one", "echo hello; exit 7");
   grpc::Status status = suite_.Create("one");
@@ -350,7 +385,8 @@ TEST_P(RuntimeTest, RunsAndReportsTheExitCode) {
   EXPECT_EQ(got.process().exit_status(), 7u);
   EXPECT_EQ(suite_.Delete("one"), 7);
   EXPECT_EQ(testing::ReadFileOrDie(suite_.Output("one")), "hello\n");
-  EXPECT_NE(::access(suite_.BundlePath("one").c_str(), F_OK), 0);
+  EXPECT_TRUE(Eventually(
+      [&] { return ::access(suite_.BundlePath("one").c_str(), 0) != 0; }));
   EXPECT_EQ(suite_.Delete("one"), -grpc::StatusCode::NOT_FOUND);
   EXPECT_TRUE(
       Eventually([&] { return suite_.metadata.Topics("one").size() >= 4; }));
@@ -466,6 +502,9 @@ TEST_P(RuntimeTest, DeadShimEndsItsTask) {
   auto exit = suite_.WaitLater("orphan");
   std::vector<pid_t> shims = suite_.Shims("orphan");
   ASSERT_EQ(shims.size(), 1u);
+  // What Debian's shim has not sent yet dies with it.
+  ASSERT_TRUE(
+      Eventually([&] { return suite_.metadata.Topics("orphan").size() >= 2; }));
   ::kill(shims[0], SIGKILL);
   EXPECT_EQ(exit.get(), 137);
   tasks_v1::GetResponse got;

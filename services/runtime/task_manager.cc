@@ -285,21 +285,27 @@ absl::StatusOr<uint32_t> TaskManager::CreateIn(const TaskPtr& task,
     create.mutable_options()->set_type_url(options.type_url);
     create.mutable_options()->set_value(options.value);
   }
-  ASSIGN_OR_RETURN(shim_v2::CreateTaskResponse created,
-                   Call<shim_v2::CreateTaskResponse>(task, "Create", create,
-                                                     options_.deadlines.call));
+  absl::StatusOr<shim_v2::CreateTaskResponse> created =
+      Call<shim_v2::CreateTaskResponse>(task, "Create", create,
+                                        options_.deadlines.call);
+  if (!created.ok()) {
+    return absl::Status(created.status().code(),
+                        absl::StrCat("failed to create shim task: ",
+                                     MessageOf(created.status())));
+  }
   bool lost;
   {
     std::lock_guard<std::mutex> lock(task->mutex);
-    task->pid = created.pid();
-    task->init = OpenProcess(static_cast<pid_t>(created.pid()), task->shim_pid);
+    task->pid = created->pid();
+    task->init =
+        OpenProcess(static_cast<pid_t>(created->pid()), task->shim_pid);
     task->phase = Task::Phase::kLive;
     task->changed.notify_all();
     lost = !task->connected;
   }
   // It died between its answer and here: nobody has been told yet.
   if (lost) OnDisconnect(task);
-  return created.pid();
+  return created->pid();
 }
 
 absl::Status TaskManager::StartShim(const TaskPtr& task,
