@@ -6,12 +6,16 @@
 #include <grpcpp/impl/codegen/rpc_method.h>
 #include <grpcpp/impl/codegen/sync_stream.h>
 #include <grpcpp/support/byte_buffer.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <mutex>
+#include <set>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "lib/base/status_macros.h"
 #include "lib/rpc/channel.h"
 #include "lib/rpc/context.h"
@@ -21,6 +25,11 @@ namespace bulkhead::cli {
 namespace {
 
 using ::google::protobuf::MessageLite;
+
+// `up` brings a service back within a second or two.
+constexpr absl::Duration kServiceRestart = absl::Seconds(5);
+constexpr absl::Duration kFirstPause = absl::Milliseconds(20);
+constexpr absl::Duration kLastPause = absl::Milliseconds(250);
 
 grpc::ByteBuffer ToBuffer(const MessageLite& message) {
   const grpc::Slice slice(message.SerializeAsString());
@@ -59,6 +68,25 @@ absl::Status Explain(const absl::Status& status, const std::string& address) {
       " — is it running? Start it with `bulkhead up`, or name another socket "
       "with --address or $BULKHEAD_ADDRESS (",
       message, ")"));
+}
+
+// Nobody saw the call: the suite's own socket or the one behind the gateway
+// did not answer.
+bool WasNeverSent(const absl::Status& status) {
+  const std::string message = MessageOf(status);
+  return message.find("failed to connect to all addresses") !=
+             std::string::npos ||
+         message.find("is down: cannot connect to") != std::string::npos;
+}
+
+// Whether doing it twice is the same as doing it once.
+bool IsRepeatable(const std::string& method) {
+  static const auto* repeatable = new std::set<std::string>{
+      "Get",     "List",   "ListPids",     "ListResources", "ListStatuses",
+      "Info",    "Status", "Stat",         "Usage",         "Mounts",
+      "Plugins", "Server", "PluginInfo",   "Version",       "Metrics",
+      "Update",  "Check",  "DeleteProcess"};
+  return repeatable->contains(method.substr(method.rfind('/') + 1));
 }
 
 class StreamImpl : public Stream {
@@ -142,6 +170,24 @@ class ClientImpl : public Client {
 
   absl::Status Call(const std::string& method, const MessageLite& request,
                     MessageLite* response, absl::Duration timeout) override {
+    const absl::Time give_up_at =
+        absl::Now() + std::min(timeout, kServiceRestart);
+    absl::Duration pause = kFirstPause;
+    for (;;) {
+      const absl::Status status = CallOnce(method, request, response, timeout);
+      if (!absl::IsUnavailable(status) || absl::Now() + pause > give_up_at ||
+          !(WasNeverSent(status) || IsRepeatable(method)) ||
+          // No socket: the suite is not there, rather than coming back.
+          ::access(address().c_str(), F_OK) != 0) {
+        return status;
+      }
+      absl::SleepFor(pause);
+      pause = std::min(pause * 2, kLastPause);
+    }
+  }
+
+  absl::Status CallOnce(const std::string& method, const MessageLite& request,
+                        MessageLite* response, absl::Duration timeout) {
     const std::unique_ptr<grpc::ClientContext> context = NewContext(timeout);
     const grpc::internal::RpcMethod rpc_method(
         method.c_str(), grpc::internal::RpcMethod::NORMAL_RPC);
@@ -161,7 +207,7 @@ class ClientImpl : public Client {
                              const MessageLite& request, MessageLite* response,
                              absl::Duration patience) override {
     return rpc::RetryUnavailable(patience, [&] {
-      return Call(method, request, response, absl::InfiniteDuration());
+      return CallOnce(method, request, response, absl::InfiniteDuration());
     });
   }
 
@@ -196,6 +242,21 @@ class ClientImpl : public Client {
 };
 
 }  // namespace
+
+absl::Status RetryRead(Client& client,
+                       const std::function<absl::Status()>& read) {
+  const absl::Time give_up_at = absl::Now() + kServiceRestart;
+  absl::Duration pause = kFirstPause;
+  for (;;) {
+    const absl::Status status = read();
+    if (!absl::IsUnavailable(status) || absl::Now() + pause > give_up_at ||
+        ::access(client.address().c_str(), F_OK) != 0) {
+      return status;
+    }
+    absl::SleepFor(pause);
+    pause = std::min(pause * 2, kLastPause);
+  }
+}
 
 std::unique_ptr<Client> Client::Open(const std::string& address,
                                      const std::string& ns) {

@@ -5,6 +5,7 @@
 
 #include <google/protobuf/message_lite.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -66,6 +67,8 @@ class Client {
   // A request header that later calls carry as well.
   virtual void AddHeader(const std::string& name, const std::string& value) = 0;
 
+  // Waits up to five seconds for a service that is being restarted if the call
+  // can be repeated or was never sent; kUnavailable otherwise.
   virtual absl::Status Call(
       const std::string& method, const google::protobuf::MessageLite& request,
       google::protobuf::MessageLite* response,
@@ -92,6 +95,11 @@ class Client {
   std::string address_;
   std::string ns_;
 };
+
+// Runs `read` (a whole stream of answers, from the start) until it returns
+// something other than kUnavailable, as Client::Call() does.
+absl::Status RetryRead(Client& client,
+                       const std::function<absl::Status()>& read);
 
 }  // namespace bulkhead::cli
 

@@ -1,4 +1,4 @@
-// pull, push, images, tag, rmi.
+// pull, images, tag, rmi.
 #include <google/protobuf/empty.pb.h>
 
 #include <cstdio>
@@ -205,15 +205,6 @@ void AddImageCommands(Command& root) {
           "  bulkhead pull debian:12\n"
           "  bulkhead pull --plain-http localhost:5000/busybox")
       .Does([pull](Session& session) { return Pull(session, *pull); });
-
-  auto pushed = std::make_shared<std::string>();
-  root.Sub("push", "Push an image (not available yet)")
-      .Argument("IMAGE", pushed.get(), "Name")
-      .Does([](Session&) {
-        return Report(absl::UnimplementedError(
-            "push is not available yet — `ctr images push` works through the "
-            "same socket"));
-      });
 
   auto list = std::make_shared<ImagesOptions>();
   root.Sub("images", "List images")

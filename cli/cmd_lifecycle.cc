@@ -14,6 +14,7 @@
 #include "cli/format.h"
 #include "cli/run_options.h"
 #include "cli/spec/options.h"
+#include "cli/volumes.h"
 #include "lib/base/status_macros.h"
 #include "proto/containerd/services/tasks/v1/tasks.pb.h"
 
@@ -46,8 +47,11 @@ absl::Status NotRunning(const ContainerRecord& record) {
       NameOf(record), "` starts it"));
 }
 
+constexpr double kDefaultSeconds = -1000;
+constexpr double kGraceSeconds = 10;
+
 struct StopOptions {
-  double seconds = 10;
+  double seconds = kDefaultSeconds;  // Until told.
   std::string signal;
   Names names;
 };
@@ -58,9 +62,14 @@ absl::Status Stop(Client& client, const ContainerRecord& record,
   if (signal.empty()) signal = LabelOf(record, kLabelStopSignal);
   if (signal.empty()) signal = "TERM";
   ASSIGN_OR_RETURN(const int number, ParseSignal(signal));
-  const absl::Duration grace = options.seconds < 0
-                                   ? absl::Hours(24 * 365)
-                                   : absl::Seconds(options.seconds);
+  double seconds = options.seconds;
+  if (seconds == kDefaultSeconds &&
+      !absl::SimpleAtod(LabelOf(record, kLabelStopTimeout), &seconds)) {
+    seconds = kGraceSeconds;
+  }
+  const absl::Duration grace =
+      seconds < 0 ? absl::Hours(24 * 365) : absl::Seconds(seconds);
+  RETURN_IF_ERROR(WantRunning(client, record, false));
   return StopTask(client, record.id(), number, grace);
 }
 
@@ -78,6 +87,14 @@ absl::Status CallNamed(Client& client, const std::string& method,
     status = client.Call(std::string(kTasks) + method, request, &empty);
   }
   return absl::IsNotFound(status) ? NotRunning(record) : status;
+}
+
+absl::Status Remove(Client& client, const ContainerRecord& record, bool force,
+                    bool volumes) {
+  // Nothing shall start it between its end and its removal.
+  if (force) RETURN_IF_ERROR(WantRunning(client, record, false));
+  RETURN_IF_ERROR(RemoveContainer(client, record, force));
+  return volumes ? RemoveAnonymousVolumes(client, record) : absl::OkStatus();
 }
 
 int Wait(Client& client, const Names& names) {
@@ -152,6 +169,9 @@ void AddLifecycleCommands(Command& root) {
         Client& client = session.client();
         return ForEach(client, kill->names,
                        [&](const ContainerRecord& record) -> absl::Status {
+                         if (*signal == SIGKILL) {
+                           RETURN_IF_ERROR(WantRunning(client, record, false));
+                         }
                          const absl::Status killed =
                              KillTask(client, record.id(), *signal);
                          if (absl::IsNotFound(killed)) {
@@ -202,18 +222,17 @@ void AddLifecycleCommands(Command& root) {
   auto remove = std::make_shared<RemoveOptions>();
   root.Sub("rm", "Remove containers")
       .Flag("-f,--force", &remove->force, "Kill it first if it is running")
-      .Flag("-v,--volumes", &remove->volumes,
-            "For Docker's habits; there are no anonymous volumes")
+      .Flag("-v,--volumes", &remove->volumes, "Its anonymous volumes, too")
       .Arguments("CONTAINER", &remove->names, "Names or ids")
       .Complete(Completes::kContainers)
       .Examples("  bulkhead rm -f web\n  bulkhead rm $(bulkhead ps -aq)")
       .Does([remove](Session& session) {
         Client& client = session.client();
         if (!remove->force) {
-          return ForEach(client, remove->names,
-                         [&](const ContainerRecord& record) {
-                           return RemoveContainer(client, record, false);
-                         });
+          return ForEach(
+              client, remove->names, [&](const ContainerRecord& record) {
+                return Remove(client, record, false, remove->volumes);
+              });
         }
         // With -f what is already gone is as it should be.
         int code = kExitOk;
@@ -225,7 +244,7 @@ void AddLifecycleCommands(Command& root) {
             continue;
           }
           code |= ForEach(client, {name}, [&](const ContainerRecord& found) {
-            return RemoveContainer(client, found, true);
+            return Remove(client, found, true, remove->volumes);
           });
         }
         return code;

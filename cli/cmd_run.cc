@@ -28,6 +28,7 @@
 #include "cli/spec/user.h"
 #include "cli/task_io.h"
 #include "cli/terminal.h"
+#include "cli/volumes.h"
 #include "lib/base/status_macros.h"
 #include "proto/containerd/services/snapshots/v1/snapshots.pb.h"
 #include "proto/containerd/services/tasks/v1/tasks.pb.h"
@@ -55,23 +56,6 @@ bool HasTerminal(const ContainerRecord& record) {
 
 bool LogsJson(const ContainerRecord& record) {
   return LabelOf(record, kLabelLogFormat) == "json";
-}
-
-std::string PercentEncode(const std::string& text) {
-  std::string encoded;
-  for (const char c : text) {
-    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-                       (c >= '0' && c <= '9') || c == '-' || c == '_' ||
-                       c == '.' || c == '~' || c == '/';
-    if (plain) {
-      encoded += c;
-    } else {
-      encoded += '%';
-      encoded += "0123456789ABCDEF"[static_cast<unsigned char>(c) >> 4];
-      encoded += "0123456789ABCDEF"[static_cast<unsigned char>(c) & 15];
-    }
-  }
-  return encoded;
 }
 
 // Docker's way to tell "cannot be run" from other failures.
@@ -109,12 +93,9 @@ TaskStreams ChooseStreams(const ContainerRecord& record, const Fifos* fifos,
   }
   if (!to_log || log.empty()) return streams;
   if (LogsJson(record)) {
-    const std::string base = "json-file://" + PercentEncode(log);
-    const auto with_tee = [&](const std::string& fifo) {
-      return fifo.empty() ? base : base + "?tee=" + PercentEncode(fifo);
-    };
-    streams.out = with_tee(streams.out);
-    streams.err = terminal ? "" : with_tee(streams.err);
+    const std::string options = LabelOf(record, kLabelLogOptions);
+    streams.out = JsonLogUri(log, options, streams.out);
+    streams.err = terminal ? "" : JsonLogUri(log, options, streams.err);
   } else if (fifos == nullptr || fifos->out_path.empty()) {
     // Other shims append what they read to the file as it is.
     streams.out = "file://" + log;
@@ -159,6 +140,8 @@ absl::Status StartTask(Client& client, const std::string& id,
 // Remembers how it ended, then lets the shim go.
 absl::Status EndTask(Client& client, const ContainerRecord& record,
                      const ExitInfo& exit, bool remember) {
+  // With a policy whoever restarts it needs to see how it ended.
+  if (!LabelOf(record, kLabelRestartPolicy).empty()) return absl::OkStatus();
   RETURN_IF_ERROR(DeleteTask(client, record.id()));
   if (!remember) return absl::OkStatus();
   const absl::Status labelled = SetLabels(
@@ -217,7 +200,7 @@ int RunForeground(Client& client, const ContainerRecord& record,
       [&] {
         const absl::Status start = StartTask(client, record.id());
         started = start.ok();
-        return start;
+        return started ? WantRunning(client, record, true) : start;
       },
       [&](const ExitInfo& exit) {
         return EndTask(client, record, exit, !options.remove);
@@ -237,7 +220,8 @@ int RunForeground(Client& client, const ContainerRecord& record,
     return kExitOk;
   }
   if (options.remove) {
-    const absl::Status removed = RemoveWithoutTask(client, record);
+    absl::Status removed = RemoveWithoutTask(client, record);
+    if (removed.ok()) removed = RemoveAnonymousVolumes(client, record);
     if (!removed.ok()) Report(removed);
   }
   return static_cast<int>(result->exit.status);
@@ -297,6 +281,7 @@ absl::Status StartDetached(Client& client, const ContainerRecord& record,
     (void)DeleteTask(client, record.id());
     return started;
   }
+  RETURN_IF_ERROR(WantRunning(client, record, true));
   if (LabelOf(record, kLabelAutoRemove) == "true") {
     return SpawnRemover(client, record.id());
   }
@@ -359,7 +344,10 @@ void DeclareRunFlags(Command& command, RunOptions* o) {
       .Option("-u,--user", &o->user, "User", "USER[:GROUP]")
       .Option("--mount", &o->mounts, "Mount",
               "type=bind,src=A,dst=B[,readonly]")
-      .Option("-v,--volume", &o->volumes, "Bind mount", "HOST:PATH[:ro]")
+      .Option("-v,--volume", &o->volumes,
+              "Bind mount a host folder, or a named volume (made if it is not "
+              "there), or an anonymous one",
+              "[HOST:|NAME:]PATH[:ro]")
       .Option("--tmpfs", &o->tmpfs, "Memory file system", "PATH[:OPTIONS]")
       .Option("-m,--memory", &o->memory, "Memory limit", "BYTES[k|m|g]")
       .Option("--cpus", &o->cpus, "Processors, such as 1.5")
@@ -368,9 +356,37 @@ void DeclareRunFlags(Command& command, RunOptions* o) {
       .Option("--cap-add", &o->cap_add, "Add a capability", "CAP")
       .Option("--cap-drop", &o->cap_drop, "Drop a capability", "CAP")
       .Option("--network,--net", &o->network,
-              "none: only loopback (the default); host: the host's. There is "
-              "no bridge yet",
-              "none|host")
+              "none: only loopback (the default); host: the host's; "
+              "container:NAME: another container's. There is no bridge yet",
+              "none|host|container:NAME")
+      .Option("--dns", &o->dns, "Name server in resolv.conf", "ADDRESS")
+      .Option("--dns-search", &o->dns_search, "Search domain", "DOMAIN")
+      .Option("--restart", &o->restart,
+              "Start it again when it ends: no, on-failure[:N], always, "
+              "unless-stopped",
+              "POLICY")
+      .Flag("--init", &o->init, "An init that reaps and forwards signals")
+      .Option("--pid", &o->pid, "Process ids: the host's, or a container's",
+              "host|container:NAME")
+      .Option("--ipc", &o->ipc, "IPC and /dev/shm: own, or shared",
+              "private|host|container:NAME")
+      .Option("--uts", &o->uts, "Host name: the host's", "host")
+      .Option("--userns", &o->userns, "User ids: the host's (as always)",
+              "host")
+      .Option("--sysctl", &o->sysctls, "Kernel parameter", "KEY=VALUE")
+      .Option("--log-opt", &o->log_options, "max-size or max-file of the log",
+              "KEY=VALUE")
+      .Option("--memory-swap", &o->memory_swap,
+              "Memory and swap together [twice --memory]; -1: no limit",
+              "BYTES[k|m|g]")
+      .Option("--cpuset-cpus", &o->cpuset_cpus, "Processors, such as 0-2,4",
+              "LIST")
+      .Option("--oom-score-adj", &o->oom_score,
+              "-1000 to 1000: who goes first when memory is short", "N")
+      .Option("--group-add", &o->groups, "Another group", "GROUP")
+      .Flag("--env-host", &o->env_host, "All variables of this command")
+      .Option("--stop-timeout", &o->stop_timeout, "Grace of `stop` [10]",
+              "SECONDS")
       .Option("--hostname", &o->hostname, "Host name [short id]")
       .Option("-l,--label", &o->labels, "Label", "KEY=VALUE")
       .Option("--snapshotter", &o->snapshotter, "Snapshotter [overlayfs]")
@@ -674,7 +690,9 @@ int AutoRemove(Session& session, const std::string& id) {
   if (!over.ok() && !absl::IsNotFound(over)) return kExitFailed;
   const absl::StatusOr<ContainerRecord> record = FindContainer(client, id);
   if (!record.ok()) return kExitOk;  // Somebody was quicker.
-  return RemoveContainer(client, *record, true).ok() ? kExitOk : kExitFailed;
+  absl::Status removed = RemoveContainer(client, *record, true);
+  if (removed.ok()) removed = RemoveAnonymousVolumes(client, *record);
+  return removed.ok() ? kExitOk : kExitFailed;
 }
 
 }  // namespace

@@ -12,7 +12,9 @@ namespace bulkhead::cli {
 
 void AddAdminCommands(Command& root);      // gc why fsck backup restore
 void AddRunCommands(Command& root);        // run create start exec attach
-void AddImageCommands(Command& root);      // pull push images tag rmi
+void AddContainerCommands(Command& root);  // rename update cp export diff ...
+void AddImageCommands(Command& root);      // pull images tag rmi
+void AddRegistryCommands(Command& root);   // login logout push save load ...
 void AddListCommands(Command& root);       // ps inspect logs
 void AddLifecycleCommands(Command& root);  // stop kill pause ... wait rm
 void AddUsageCommands(Command& root);      // stats top

@@ -151,6 +151,14 @@ absl::Status SetLabels(Client& client, const std::string& id,
   return client.Call(std::string(kContainers) + "Update", request, &response);
 }
 
+absl::Status WantRunning(Client& client, const ContainerRecord& record,
+                         bool running) {
+  if (LabelOf(record, kLabelRestartPolicy).empty()) return absl::OkStatus();
+  return SetLabels(client, record.id(),
+                   {{kLabelRestartStatus, running ? "running" : "stopped"},
+                    {kLabelRestartStopped, running ? "" : "true"}});
+}
+
 absl::Status KillTask(Client& client, const std::string& id, int signal,
                       bool all, const std::string& exec_id) {
   tasks::KillRequest request;

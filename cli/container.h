@@ -28,6 +28,15 @@ inline constexpr char kLabelStopSignal[] = "bulkhead/stop-signal";
 inline constexpr char kLabelAutoRemove[] = "bulkhead/auto-remove";
 inline constexpr char kLabelOpenStdin[] = "bulkhead/open-stdin";
 inline constexpr char kLabelNetwork[] = "bulkhead/network";
+inline constexpr char kLabelStopTimeout[] = "bulkhead/stop-timeout";
+inline constexpr char kLabelLogOptions[] = "bulkhead/log-options";
+inline constexpr char kLabelVolumes[] = "bulkhead/volumes";  // Names, by comma.
+// containerd's, for whoever watches over restarts.
+inline constexpr char kLabelRestartStatus[] = "containerd.io/restart.status";
+inline constexpr char kLabelRestartPolicy[] = "containerd.io/restart.policy";
+inline constexpr char kLabelRestartLog[] = "containerd.io/restart.loguri";
+inline constexpr char kLabelRestartStopped[] =
+    "containerd.io/restart.explicitly-stopped";
 // How the last task ended, once it has been deleted.
 inline constexpr char kLabelExitStatus[] = "bulkhead/exit-status";
 inline constexpr char kLabelExitedAt[] = "bulkhead/exited-at";
@@ -55,6 +64,11 @@ bool IsAlive(const TaskRecord& task);  // Created, running or paused.
 // Sets labels (empty values remove).
 absl::Status SetLabels(Client& client, const std::string& id,
                        const std::map<std::string, std::string>& labels);
+
+// Tells the restart monitor that a container with a policy shall run or rest.
+// Nothing for others.
+absl::Status WantRunning(Client& client, const ContainerRecord& record,
+                         bool running);
 
 struct ExitInfo {
   uint32_t status = 0;

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -12,7 +13,10 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "cli/create_more.h"
 #include "cli/image.h"
+#include "cli/logs.h"
 #include "cli/names.h"
 #include "cli/pull.h"
 #include "cli/rootfs_view.h"
@@ -222,8 +226,11 @@ absl::Status WriteFile(const std::string& path, const std::string& data) {
 }
 
 // hosts, hostname and resolv.conf, which every container expects in /etc.
-absl::Status AddNetworkFiles(const std::string& folder, bool host_network,
+// `shared` is the folder of a container whose network is joined, or empty.
+absl::Status AddNetworkFiles(const std::string& folder,
+                             const std::string& shared, bool host_network,
                              const std::string& hostname,
+                             const RunOptions& options,
                              std::vector<MountSpec>* mounts) {
   std::string hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost\n";
   std::string resolv;
@@ -233,6 +240,16 @@ absl::Status AddNetworkFiles(const std::string& folder, bool host_network,
   } else {
     absl::StrAppend(&hosts, "127.0.0.1\t", hostname, "\n");
   }
+  if (!options.dns.empty() || !options.dns_search.empty()) {
+    resolv.clear();
+    if (!options.dns_search.empty()) {
+      absl::StrAppend(&resolv, "search ",
+                      absl::StrJoin(options.dns_search, " "), "\n");
+    }
+    for (const std::string& address : options.dns) {
+      absl::StrAppend(&resolv, "nameserver ", address, "\n");
+    }
+  }
   const std::pair<const char*, const std::string> files[] = {
       {"hosts", hosts}, {"hostname", hostname + "\n"}, {"resolv.conf", resolv}};
   for (const auto& [name, data] : files) {
@@ -241,6 +258,11 @@ absl::Status AddNetworkFiles(const std::string& folder, bool host_network,
     bool taken = false;
     for (const MountSpec& mount : *mounts) taken |= mount.target == target;
     if (taken) continue;
+    const std::string theirs = absl::StrCat(shared, "/", name);
+    if (!shared.empty() && ::access(theirs.c_str(), F_OK) == 0) {
+      mounts->push_back({"bind", theirs, target, {"rbind", "rprivate", "rw"}});
+      continue;
+    }
     RETURN_IF_ERROR(WriteFile(path, data));
     mounts->push_back({"bind", path, target, {"rbind", "rprivate", "rw"}});
   }
@@ -270,6 +292,11 @@ absl::StatusOr<SpecOptions> MakeSpecOptions(const RunOptions& options,
   std::vector<std::string> env = {kDefaultPath};
   if (options.tty) env.push_back("TERM=xterm");
   env = MergeEnv(env, config.env);
+  if (options.env_host) {
+    for (char** entry = environ; *entry != nullptr; ++entry) {
+      env = MergeEnv(env, {*entry});
+    }
+  }
   for (const std::string& path : options.env_files) {
     ASSIGN_OR_RETURN(const std::vector<std::string> more, ReadEnvFile(path));
     env = MergeEnv(env, more);
@@ -287,9 +314,11 @@ absl::StatusOr<SpecOptions> MakeSpecOptions(const RunOptions& options,
     return absl::InvalidArgumentError(
         absl::StrCat("--workdir '", spec.cwd, "' must be absolute"));
   }
-  if (options.network != "host" && options.network != "none") {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--network '", options.network, "': only 'none' and 'host' yet"));
+  if (options.network != "host" && options.network != "none" &&
+      !absl::StartsWith(options.network, "container:")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--network '", options.network,
+                     "': only 'none', 'host' and 'container:NAME' yet"));
   }
   spec.host_network = options.network == "host";
   spec.terminal = options.tty;
@@ -367,6 +396,10 @@ class Undo {
       (void)client_.Call(std::string(kSnapshots) + "Remove", request, &empty);
     }
     if (!folder.empty()) (void)os::RemoveAll(folder);  // A few small files.
+    // Each is empty or a copy of what the image has.
+    for (const std::string& name : volumes) {
+      (void)Volumes(client_).Remove(name);
+    }
   }
   void Keep() { kept_ = true; }
 
@@ -375,6 +408,7 @@ class Undo {
   bool recorded = false;
   bool prepared = false;
   std::string folder;
+  std::vector<std::string> volumes;
 
  private:
   Client& client_;
@@ -436,6 +470,10 @@ absl::StatusOr<NewContainer> CreateContainer(Client& client,
       ResolveImage(client, options, platform, snapshotter, answers));
   const oci::RunConfig& config = image.config.config;
   ASSIGN_OR_RETURN(SpecOptions spec, MakeSpecOptions(options, config));
+  std::string shares_files_of;
+  RETURN_IF_ERROR(AddRuntimeOptions(client, options, &spec, &shares_files_of));
+  ASSIGN_OR_RETURN(const std::string log_options,
+                   ParseLogOptions(options.log_options));
   const std::string stop_signal =
       options.stop_signal.empty() ? config.stop_signal : options.stop_signal;
   if (!stop_signal.empty()) {
@@ -451,12 +489,18 @@ absl::StatusOr<NewContainer> CreateContainer(Client& client,
   // collection. Only who must look into the image needs a lease until then.
   NewContainer made;
   std::unique_ptr<ScopedLease> lease;
-  if (!IsRoot(user_text)) {
+  if (!IsRoot(user_text) || !options.groups.empty()) {
     ASSIGN_OR_RETURN(lease, ScopedLease::Create(client));
     ASSIGN_OR_RETURN(made.mounts, Prepare(client, image, snapshotter, id));
     undo.prepared = true;
   }
   ASSIGN_OR_RETURN(spec.user, FindUser(user_text, made.mounts));
+  for (const std::string& group : options.groups) {
+    ASSIGN_OR_RETURN(
+        const User as,
+        FindUser(absl::StrCat(spec.user.uid, ":", group), made.mounts));
+    spec.user.additional_gids.push_back(as.gid);
+  }
   if (!spec.user.home.empty()) {
     spec.env = MergeEnv({"HOME=" + spec.user.home}, spec.env);
   }
@@ -475,8 +519,26 @@ absl::StatusOr<NewContainer> CreateContainer(Client& client,
   const std::string& folder = answers.folder;
   RETURN_IF_ERROR(os::MakeDirs(folder, 0700));
   undo.folder = folder;
-  RETURN_IF_ERROR(
-      AddNetworkFiles(folder, spec.host_network, spec.hostname, &spec.mounts));
+  std::map<std::string, std::string> restart;
+  RETURN_IF_ERROR(AddRestartLabels(
+      options, JsonLogUri(folder + "/json.log", log_options, ""), &restart));
+  RETURN_IF_ERROR(AddNetworkFiles(
+      folder,
+      shares_files_of.empty() ? "" : ContainerDir(client, shares_files_of),
+      spec.host_network, spec.hostname, options, &spec.mounts));
+  std::vector<NewVolume> new_volumes;
+  std::vector<std::string> volume_names;
+  RETURN_IF_ERROR(ResolveVolumes(client, config.volumes, &spec.mounts,
+                                 &new_volumes, &volume_names));
+  for (const NewVolume& fresh : new_volumes) {
+    undo.volumes.push_back(fresh.volume.name);
+  }
+  // What is mounted below something else comes after it.
+  std::stable_sort(spec.mounts.begin(), spec.mounts.end(),
+                   [](const MountSpec& a, const MountSpec& b) {
+                     return std::count(a.target.begin(), a.target.end(), '/') <
+                            std::count(b.target.begin(), b.target.end(), '/');
+                   });
   ASSIGN_OR_RETURN(const nlohmann::json spec_json, MakeSpec(spec));
 
   const RuntimeChoice runtime =
@@ -510,6 +572,14 @@ absl::StatusOr<NewContainer> CreateContainer(Client& client,
   }
   labels[kLabelName] = name;
   labels[kLabelNetwork] = options.network;
+  if (!log_options.empty()) labels[kLabelLogOptions] = log_options;
+  if (!volume_names.empty()) {
+    labels[kLabelVolumes] = absl::StrJoin(volume_names, ",");
+  }
+  if (options.stop_timeout >= 0) {
+    labels[kLabelStopTimeout] = absl::StrCat(options.stop_timeout);
+  }
+  for (const auto& [key, value] : restart) labels[key] = value;
   labels[kLabelLogPath] = folder + "/json.log";
   labels[kLabelLogFormat] = our_shim ? "json" : "raw";
   if (!stop_signal.empty()) labels[kLabelStopSignal] = stop_signal;
@@ -522,6 +592,13 @@ absl::StatusOr<NewContainer> CreateContainer(Client& client,
   made.record = std::move(*response.mutable_container());
   if (!undo.prepared) {
     ASSIGN_OR_RETURN(made.mounts, Prepare(client, image, snapshotter, id));
+  }
+  for (const NewVolume& fresh : new_volumes) {
+    std::vector<os::MountSpec> root;
+    for (const containerd::types::Mount& mount : made.mounts) {
+      root.push_back(ToMount(mount));
+    }
+    RETURN_IF_ERROR(FillVolume(fresh.volume, root, fresh.target));
   }
   undo.Keep();
   return made;

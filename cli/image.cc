@@ -171,8 +171,10 @@ absl::StatusOr<std::vector<ImageRecord>> ListImages(Client& client) {
   return all;
 }
 
-absl::StatusOr<std::string> ReadBlob(Client& client,
-                                     const std::string& digest) {
+namespace {
+
+absl::StatusOr<std::string> ReadBlobOnce(Client& client,
+                                         const std::string& digest) {
   content::ReadContentRequest request;
   request.set_digest(digest);
   const std::unique_ptr<Stream> stream =
@@ -187,6 +189,18 @@ absl::StatusOr<std::string> ReadBlob(Client& client,
     }
   }
   RETURN_IF_ERROR(stream->Finish());
+  return bytes;
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ReadBlob(Client& client,
+                                     const std::string& digest) {
+  absl::StatusOr<std::string> bytes;
+  RETURN_IF_ERROR(RetryRead(client, [&] {
+    bytes = ReadBlobOnce(client, digest);
+    return bytes.status();
+  }));
   return bytes;
 }
 

@@ -194,4 +194,38 @@ absl::Status PrintLog(const std::string& path, bool json,
   return absl::OkStatus();
 }
 
+namespace {
+
+std::string PercentEncode(const std::string& text) {
+  std::string encoded;
+  for (const char c : text) {
+    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+                       (c >= '0' && c <= '9') || c == '-' || c == '_' ||
+                       c == '.' || c == '~' || c == '/';
+    if (plain) {
+      encoded += c;
+    } else {
+      encoded += '%';
+      encoded += "0123456789ABCDEF"[static_cast<unsigned char>(c) >> 4];
+      encoded += "0123456789ABCDEF"[static_cast<unsigned char>(c) & 15];
+    }
+  }
+  return encoded;
+}
+
+}  // namespace
+
+std::string JsonLogUri(const std::string& path, const std::string& options,
+                       const std::string& tee) {
+  std::string uri = "json-file://" + PercentEncode(path);
+  char separator = '?';
+  for (const std::string& part :
+       {options, tee.empty() ? "" : "tee=" + PercentEncode(tee)}) {
+    if (part.empty()) continue;
+    uri += separator + part;
+    separator = '&';
+  }
+  return uri;
+}
+
 }  // namespace bulkhead::cli

@@ -71,6 +71,11 @@ struct LogOptions {
 absl::Status PrintLog(const std::string& path, bool json,
                       const LogOptions& options, int stop_fd);
 
+// The log URI of our shim for `path`; `options` as "max-size=N&max-file=N" or
+// "", `tee` a FIFO or "".
+std::string JsonLogUri(const std::string& path, const std::string& options,
+                       const std::string& tee);
+
 }  // namespace bulkhead::cli
 
 #endif  // BULKHEAD_CLI_LOGS_H_

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <optional>
 
+#include "cli/cmd_volume.h"
 #include "cli/command.h"
 #include "cli/commands.h"
 #include "cli/container.h"
@@ -23,6 +24,9 @@ namespace {
 void Declare(Command& root) {
   AddRunCommands(root);
   AddImageCommands(root);
+  AddRegistryCommands(root);
+  AddContainerCommands(root);
+  AddVolumeCommands(root);
   AddListCommands(root);
   AddLifecycleCommands(root);
   AddUsageCommands(root);

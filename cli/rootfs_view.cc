@@ -44,25 +44,20 @@ absl::StatusOr<Files> ReadBelow(int root_fd,
   return files;
 }
 
-absl::StatusOr<Files> MountAndRead(const std::vector<os::MountSpec>& mounts,
-                                   const std::string& folder,
-                                   const std::vector<std::string>& paths,
-                                   size_t size_bytes_max) {
-  // The mounts belong to this thread alone and end with it.
+// In a thread of its own: the mounts are that thread's and end with it.
+absl::Status MountAndUse(const std::vector<os::MountSpec>& mounts,
+                         const std::string& folder,
+                         const std::function<absl::Status(int root)>& use) {
   if (::unshare(CLONE_FS | CLONE_NEWNS) != 0) {
     return os::ErrnoStatus(errno, "unshare");
   }
   if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) {
     return os::ErrnoStatus(errno, "making mounts private");
   }
-  std::vector<os::MountSpec> read_only;
-  for (const os::MountSpec& mount : mounts) {
-    read_only.push_back(ReadOnly(mount));
-  }
-  RETURN_IF_ERROR(os::MountAll(read_only, folder));
+  RETURN_IF_ERROR(os::MountAll(mounts, folder));
   ASSIGN_OR_RETURN(const os::UniqueFd root,
                    os::Open(folder, O_PATH | O_DIRECTORY));
-  return ReadBelow(root.get(), paths, size_bytes_max);
+  return use(root.get());
 }
 
 }  // namespace
@@ -98,14 +93,28 @@ absl::StatusOr<Files> ReadFilesOf(const std::vector<os::MountSpec>& mounts,
                      os::Open(mounts[0].source, O_PATH | O_DIRECTORY));
     return ReadBelow(root.get(), paths, size_bytes_max);
   }
+  absl::StatusOr<Files> files = absl::InternalError("not read");
+  RETURN_IF_ERROR(WithMounted(mounts, false, [&](int root) {
+    files = ReadBelow(root, paths, size_bytes_max);
+    return files.status();
+  }));
+  return files;
+}
+
+absl::Status WithMounted(const std::vector<os::MountSpec>& mounts,
+                         bool writable,
+                         const std::function<absl::Status(int root)>& use) {
+  std::vector<os::MountSpec> wanted;
+  for (const os::MountSpec& mount : mounts) {
+    wanted.push_back(writable ? mount : ReadOnly(mount));
+  }
   char folder[] = "/tmp/bulkhead-view-XXXXXX";
   if (::mkdtemp(folder) == nullptr) return os::ErrnoStatus(errno, "mkdtemp");
-  absl::StatusOr<Files> files = absl::InternalError("not read");
-  std::thread reader(
-      [&] { files = MountAndRead(mounts, folder, paths, size_bytes_max); });
-  reader.join();
+  absl::Status status;
+  std::thread user([&] { status = MountAndUse(wanted, folder, use); });
+  user.join();
   ::rmdir(folder);
-  return files;
+  return status;
 }
 
 }  // namespace bulkhead::cli

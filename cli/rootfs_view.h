@@ -2,6 +2,7 @@
 #ifndef BULKHEAD_CLI_ROOTFS_VIEW_H_
 #define BULKHEAD_CLI_ROOTFS_VIEW_H_
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -19,6 +20,13 @@ namespace bulkhead::cli {
 absl::StatusOr<std::map<std::string, std::string>> ReadFilesOf(
     const std::vector<os::MountSpec>& mounts,
     const std::vector<std::string>& paths, size_t size_bytes_max);
+
+// Runs `use` with a descriptor of the root of `mounts`, mounted in a mount
+// namespace of the thread that it runs in; they end with the call. Unless
+// `writable` they are read-only.
+absl::Status WithMounted(const std::vector<os::MountSpec>& mounts,
+                         bool writable,
+                         const std::function<absl::Status(int root)>& use);
 
 // The same mount, read-only: an overlay loses its upper layer's writability by
 // making it the topmost lower one.

@@ -51,6 +51,22 @@ struct RunOptions {
   std::string shm_size;
   std::string detach_keys = "ctrl-p,ctrl-q";
   std::string cid_file;
+  std::string restart;  // no, always, on-failure[:N], unless-stopped
+  bool init = false;
+  std::string pid;  // "", "host", "container:NAME"
+  std::string ipc;  // "", "private", "host", "container:NAME"
+  std::string uts;
+  std::string userns;
+  std::vector<std::string> sysctls;
+  std::vector<std::string> log_options;
+  std::string memory_swap;
+  std::string cpuset_cpus;
+  std::string oom_score;
+  std::vector<std::string> groups;
+  bool env_host = false;
+  double stop_timeout = -1;  // Seconds; negative: the default.
+  std::vector<std::string> dns;
+  std::vector<std::string> dns_search;
   std::vector<std::string> rest;  // IMAGE [COMMAND [ARG...]]
 };
 

@@ -28,6 +28,17 @@ RawMode::~RawMode() {
   if (active_) ::tcsetattr(fd_, TCSANOW, &saved_);
 }
 
+EchoOff::EchoOff(int fd) : fd_(fd) {
+  if (!::isatty(fd) || ::tcgetattr(fd, &saved_) != 0) return;
+  termios silent = saved_;
+  silent.c_lflag &= ~static_cast<tcflag_t>(ECHO);
+  active_ = ::tcsetattr(fd, TCSAFLUSH, &silent) == 0;
+}
+
+EchoOff::~EchoOff() {
+  if (active_) ::tcsetattr(fd_, TCSAFLUSH, &saved_);
+}
+
 absl::StatusOr<DetachKeys> DetachKeys::Parse(const std::string& text) {
   DetachKeys keys;
   for (const std::string& key :

@@ -31,6 +31,20 @@ class RawMode {
   termios saved_{};
 };
 
+// What is typed is not shown while it lives, if `fd` is a terminal.
+class EchoOff {
+ public:
+  explicit EchoOff(int fd);
+  ~EchoOff();
+  EchoOff(const EchoOff&) = delete;
+  EchoOff& operator=(const EchoOff&) = delete;
+
+ private:
+  int fd_;
+  bool active_ = false;
+  termios saved_{};
+};
+
 // Finds a key sequence in what is typed, even if split over reads.
 class DetachKeys {
  public:

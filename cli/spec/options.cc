@@ -54,6 +54,7 @@ constexpr SignalName kSignals[] = {
     {"SYS", SIGSYS}};
 constexpr int kRealTimeMin = 34;  // As C libraries number them.
 constexpr int kSignalMax = 64;
+constexpr size_t kVolumeNameBytesMax = 128;
 
 constexpr const char* kUlimits[] = {
     "core",     "cpu",        "data",   "fsize", "locks", "memlock",
@@ -85,19 +86,33 @@ absl::StatusOr<int64_t> ParseBytes(const std::string& text) {
   return static_cast<int64_t>(value * unit);
 }
 
-absl::StatusOr<MountSpec> ParseVolume(const std::string& text) {
-  const std::vector<std::string> parts = absl::StrSplit(text, ':');
-  if (parts.size() < 2) {
-    return Bad("volume", text,
-               "anonymous volumes are not supported; write /host:/container");
+absl::Status ValidateVolumeName(const std::string& name) {
+  const auto is_alnum = [](char c) { return absl::ascii_isalnum(c); };
+  bool good = name.size() >= 2 && name.size() <= kVolumeNameBytesMax &&
+              is_alnum(name[0]);
+  for (const char c : name) {
+    good &= is_alnum(c) || c == '_' || c == '.' || c == '-';
   }
+  if (good) return absl::OkStatus();
+  return Bad("volume name", name,
+             "letters, digits, '_', '.' and '-', at least two (a host folder "
+             "begins with '/')");
+}
+
+absl::StatusOr<MountSpec> ParseVolume(const std::string& text) {
+  std::vector<std::string> parts = absl::StrSplit(text, ':');
+  if (parts.size() == 1) parts.insert(parts.begin(), "");  // Anonymous.
   if (parts.size() > 3) return Bad("volume", text, "too many ':'");
-  if (parts[0].empty() || parts[0][0] != '/') {
-    return Bad("volume", text,
-               "named volumes are not supported; give an absolute host path");
+  const bool is_volume = parts[0].empty() || parts[0][0] != '/';
+  if (is_volume && parts[0].empty() && text[0] == ':') {
+    return Bad("volume", text, "the source is missing");
+  }
+  if (is_volume && !parts[0].empty()) {
+    RETURN_IF_ERROR(ValidateVolumeName(parts[0]));
   }
   RETURN_IF_ERROR(CheckTarget("volume", text, parts[1]));
-  MountSpec mount{"bind", parts[0], parts[1], {"rbind"}, true};
+  MountSpec mount{
+      is_volume ? "volume" : "bind", parts[0], parts[1], {"rbind"}, true};
   std::string propagation = "rprivate";
   bool read_only = false;
   if (parts.size() == 3) {
@@ -165,8 +180,10 @@ absl::StatusOr<MountSpec> ParseMount(const std::string& text) {
     if (!size.empty()) mount.options.push_back(size);
     if (!mode.empty()) mount.options.push_back(mode);
   } else if (mount.type == "volume") {
-    return Bad("mount", text,
-               "volumes are not supported; write type=bind or type=tmpfs");
+    if (!mount.source.empty()) {
+      RETURN_IF_ERROR(ValidateVolumeName(mount.source));
+    }
+    mount.options = {"rbind", read_only ? "ro" : "rw", propagation};
   } else {
     return Bad("mount", text, "unknown type '" + mount.type + "'");
   }

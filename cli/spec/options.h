@@ -19,17 +19,21 @@ constexpr size_t kEnvFileBytesMax = 1 << 20;
 absl::StatusOr<int64_t> ParseBytes(const std::string& text);
 
 struct MountSpec {
-  std::string type;    // "bind" or "tmpfs".
-  std::string source;  // Absolute, for bind.
+  std::string type;    // "bind", "tmpfs" or "volume".
+  std::string source;  // Absolute, for bind; a name or "", for volume.
   std::string target;  // Absolute.
   std::vector<std::string> options;
   bool make_source = false;  // -v makes a missing folder; --mount does not.
 };
 
-// "/host:/in[:ro|rw|z|Z|rprivate|rshared|rslave]".
+// "/host:/in[:ro|rw|z|Z|rprivate|rshared|rslave]"; "name:/in" for a volume,
+// "/in" for an anonymous one.
 absl::StatusOr<MountSpec> ParseVolume(const std::string& text);
-// "type=bind,src=/a,dst=/b,readonly" and "type=tmpfs,dst=/b,tmpfs-size=1m".
+// "type=bind,src=/a,dst=/b,readonly", "type=tmpfs,dst=/b,tmpfs-size=1m" and
+// "type=volume,src=name,dst=/b".
 absl::StatusOr<MountSpec> ParseMount(const std::string& text);
+// Letters, digits, '_', '.' and '-', at least two. kInvalidArgument.
+absl::Status ValidateVolumeName(const std::string& name);
 // "/path[:options]".
 absl::StatusOr<MountSpec> ParseTmpfs(const std::string& text);
 

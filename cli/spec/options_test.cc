@@ -29,10 +29,17 @@ TEST(Options, Volume) {
   EXPECT_EQ(mount.target, "/b");
   EXPECT_THAT(mount.options, ElementsAre("rbind", "ro", "rshared"));
   EXPECT_TRUE(mount.make_source);
-  for (const char* bad :
-       {"/a", "name:/b", "/a:b", "/a:/", "/a:/b:what", "/a:/b:ro:x", ""}) {
+  for (const char* bad : {"a", "x:/b", "a/b:/b", ":/b", "/a:b", "/a:/",
+                          "/a:/b:what", "/a:/b:ro:x", ""}) {
     EXPECT_FALSE(ParseVolume(bad).ok()) << bad;
   }
+  const MountSpec named = ParseVolume("data:/b").value();
+  EXPECT_EQ(named.type, "volume");
+  EXPECT_EQ(named.source, "data");
+  const MountSpec anonymous = ParseVolume("/b").value();
+  EXPECT_EQ(anonymous.type, "volume");
+  EXPECT_EQ(anonymous.source, "");
+  EXPECT_EQ(anonymous.target, "/b");
 }
 
 TEST(Options, Mount) {
@@ -46,8 +53,8 @@ TEST(Options, Mount) {
   EXPECT_THAT(tmpfs.options, Contains("mode=700"));
   for (const char* bad :
        {"type=bind,src=a,dst=/b", "type=bind,dst=/b", "type=nfs,dst=/b",
-        "src=x,dst=/b", "type=bind,src=/a", "type=bind,src=/a,dst=/b,what=1",
-        "type=tmpfs,src=/a,dst=/b"}) {
+        "src=x,dst=/b", "type=volume,src=a/b,dst=/b", "type=bind,src=/a",
+        "type=bind,src=/a,dst=/b,what=1", "type=tmpfs,src=/a,dst=/b"}) {
     EXPECT_FALSE(ParseMount(bad).ok()) << bad;
   }
 }

@@ -139,8 +139,13 @@ json Resources(const SpecOptions& options, json rules) {
   json resources = {{"devices", std::move(rules)}};
   if (options.memory_bytes > 0) {
     // Swap as much again, as Docker does.
-    resources["memory"] = {{"limit", options.memory_bytes},
-                           {"swap", options.memory_bytes * 2}};
+    resources["memory"] = {
+        {"limit", options.memory_bytes},
+        {"swap", options.memory_swap_bytes != 0 ? options.memory_swap_bytes
+                                                : options.memory_bytes * 2}};
+  }
+  if (!options.cpuset_cpus.empty()) {
+    resources["cpu"]["cpus"] = options.cpuset_cpus;
   }
   if (options.cpus > 0) {
     resources["cpu"]["quota"] = static_cast<int64_t>(
@@ -173,6 +178,7 @@ json Process(const SpecOptions& options,
                     {"permitted", held},
                     {"inheritable", json::array()},
                     {"ambient", json::array()}}}};
+  if (options.oom_score_set) process["oomScoreAdj"] = options.oom_score;
   if (options.terminal && options.rows > 0) {
     process["consoleSize"] = {{"height", options.rows},
                               {"width", options.columns}};
@@ -182,6 +188,14 @@ json Process(const SpecOptions& options,
         {{"type", limit.type}, {"soft", limit.soft}, {"hard", limit.hard}});
   }
   return process;
+}
+
+void AddNamespace(const char* type, const std::string& choice,
+                  json* namespaces) {
+  if (choice == "host") return;
+  json entry = {{"type", type}};
+  if (!choice.empty()) entry["path"] = choice;
+  namespaces->push_back(std::move(entry));
 }
 
 bool InBoundingSet(size_t number) {
@@ -253,11 +267,14 @@ absl::StatusOr<json> MakeSpec(const SpecOptions& options) {
                {"mounts", Mounts(options)}};
   if (!options.annotations.empty()) spec["annotations"] = options.annotations;
 
-  json namespaces = json::array({{{"type", "pid"}},
-                                 {{"type", "ipc"}},
-                                 {{"type", "uts"}},
-                                 {{"type", "mount"}}});
-  if (!options.host_network) namespaces.push_back({{"type", "network"}});
+  json namespaces = json::array({{{"type", "mount"}}});
+  AddNamespace("pid", options.pid_ns, &namespaces);
+  AddNamespace("ipc", options.ipc_ns, &namespaces);
+  AddNamespace("uts", options.uts_ns, &namespaces);
+  AddNamespace("network", options.host_network ? "host" : options.network_ns,
+               &namespaces);
+  // Nobody may rename the host.
+  if (options.uts_ns == "host") spec.erase("hostname");
   if (options.cgroup2 && !options.privileged) {
     namespaces.push_back({{"type", "cgroup"}});
   }
@@ -280,6 +297,7 @@ absl::StatusOr<json> MakeSpec(const SpecOptions& options) {
                      {"namespaces", namespaces},
                      {"resources", Resources(options, std::move(rules))}};
   if (!devices.empty()) linux_part["devices"] = devices;
+  if (!options.sysctls.empty()) linux_part["sysctl"] = options.sysctls;
   if (!options.privileged) {
     linux_part["maskedPaths"] = {"/proc/acpi",
                                  "/proc/asound",

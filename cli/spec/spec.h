@@ -36,6 +36,12 @@ struct SpecOptions {
   uint16_t columns = 0;
 
   bool host_network = false;
+  // Empty: a new one; "host": the host's; else the path of one to join.
+  std::string network_ns;  // With host_network the host's, too.
+  std::string pid_ns;
+  std::string ipc_ns;
+  std::string uts_ns;
+  std::map<std::string, std::string> sysctls;
   bool privileged = false;
   bool read_only = false;
   bool no_new_privileges = false;
@@ -46,7 +52,11 @@ struct SpecOptions {
   std::vector<DeviceSpec> devices;
   std::vector<UlimitSpec> ulimits;
   int64_t shm_bytes = 64 << 20;
-  int64_t memory_bytes = 0;  // 0: no limit.
+  int64_t memory_bytes = 0;       // 0: no limit.
+  int64_t memory_swap_bytes = 0;  // With memory; 0: twice it, -1: no limit.
+  std::string cpuset_cpus;
+  bool oom_score_set = false;
+  int64_t oom_score = 0;
   double cpus = 0;
   int64_t cpu_shares = 0;
   int64_t pids_max = 0;

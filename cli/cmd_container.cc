@@ -1,0 +1,787 @@
+// rename, update, cp, export, diff, commit, container prune.
+#include <dirent.h>
+#include <fcntl.h>
+#include <google/protobuf/empty.pb.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <climits>
+#include <cstdio>
+#include <functional>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+#include <tuple>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "cli/commands.h"
+#include "cli/container.h"
+#include "cli/format.h"
+#include "cli/image.h"
+#include "cli/names.h"
+#include "cli/rootfs_view.h"
+#include "cli/spec/options.h"
+#include "cli/tree_copy.h"
+#include "cli/volumes.h"
+#include "lib/base/status_macros.h"
+#include "lib/oci/reference.h"
+#include "lib/os/fd.h"
+#include "proto/containerd/services/content/v1/content.pb.h"
+#include "proto/containerd/services/diff/v1/diff.pb.h"
+#include "proto/containerd/services/snapshots/v1/snapshots.pb.h"
+#include "proto/containerd/services/tasks/v1/tasks.pb.h"
+
+namespace bulkhead::cli {
+namespace {
+
+using ::nlohmann::json;
+namespace content = containerd::services::content::v1;
+namespace diff_v1 = containerd::services::diff::v1;
+namespace images = containerd::services::images::v1;
+namespace snapshots = containerd::services::snapshots::v1;
+namespace tasks = containerd::services::tasks::v1;
+
+using Mounts = google::protobuf::RepeatedPtrField<containerd::types::Mount>;
+
+constexpr char kResourcesType[] =
+    "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
+constexpr int64_t kCpuPeriodMicros = 100'000;
+constexpr int kDiffDepthMax = 256;
+
+std::vector<os::MountSpec> SpecsOf(const Mounts& mounts) {
+  std::vector<os::MountSpec> specs;
+  for (const containerd::types::Mount& mount : mounts) {
+    specs.push_back({mount.type(),
+                     mount.source(),
+                     mount.target(),
+                     {mount.options().begin(), mount.options().end()}});
+  }
+  return specs;
+}
+
+absl::StatusOr<Mounts> MountsOf(Client& client, const ContainerRecord& record) {
+  if (record.snapshot_key().empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("container ", NameOf(record), " has no snapshot"));
+  }
+  snapshots::MountsRequest request;
+  request.set_snapshotter(record.snapshotter());
+  request.set_key(record.snapshot_key());
+  snapshots::MountsResponse response;
+  RETURN_IF_ERROR(
+      client.Call(std::string(kSnapshots) + "Mounts", request, &response));
+  return response.mounts();
+}
+
+// A view of what the container's snapshot is made on; gone with the object.
+class ParentView {
+ public:
+  static absl::StatusOr<std::unique_ptr<ParentView>> Make(
+      Client& client, const ContainerRecord& record) {
+    snapshots::StatSnapshotRequest stat;
+    stat.set_snapshotter(record.snapshotter());
+    stat.set_key(record.snapshot_key());
+    snapshots::StatSnapshotResponse info;
+    RETURN_IF_ERROR(client.Call(std::string(kSnapshots) + "Stat", stat, &info));
+    auto view = std::make_unique<ParentView>(client);
+    if (info.info().parent().empty()) return view;  // Made on nothing.
+    snapshots::ViewSnapshotRequest request;
+    request.set_snapshotter(record.snapshotter());
+    request.set_key("bulkhead-view-" + NewId().substr(0, 16));
+    request.set_parent(info.info().parent());
+    snapshots::ViewSnapshotResponse response;
+    RETURN_IF_ERROR(
+        client.Call(std::string(kSnapshots) + "View", request, &response));
+    view->remove_.set_snapshotter(request.snapshotter());
+    view->remove_.set_key(request.key());
+    view->mounts_ = response.mounts();
+    return view;
+  }
+  explicit ParentView(Client& client) : client_(client) {}
+  ~ParentView() {
+    if (remove_.key().empty()) return;
+    google::protobuf::Empty empty;
+    // Else garbage collection takes it when the lease is gone.
+    (void)client_.Call(std::string(kSnapshots) + "Remove", remove_, &empty);
+  }
+  const Mounts& mounts() const { return mounts_; }
+
+ private:
+  Client& client_;
+  snapshots::RemoveSnapshotRequest remove_;
+  Mounts mounts_;
+};
+
+// `use` with the root of the container: what its processes see if it runs,
+// else its snapshot.
+absl::Status WithRoot(Client& client, const ContainerRecord& record,
+                      bool writable,
+                      const std::function<absl::Status(int root)>& use) {
+  ASSIGN_OR_RETURN(const std::optional<TaskRecord> task,
+                   GetTask(client, record.id()));
+  if (task.has_value() && IsAlive(*task) && task->pid() > 0) {
+    ASSIGN_OR_RETURN(const os::UniqueFd root,
+                     os::Open(absl::StrCat("/proc/", task->pid(), "/root"),
+                              O_PATH | O_DIRECTORY));
+    return use(root.get());
+  }
+  ASSIGN_OR_RETURN(const Mounts mounts, MountsOf(client, record));
+  return WithMounted(SpecsOf(mounts), writable, use);
+}
+
+int Rename(Session& session, const std::string& name, const std::string& to) {
+  Client& client = session.client();
+  const absl::StatusOr<ContainerRecord> record = FindContainer(client, name);
+  if (!record.ok()) return Report(record.status());
+  absl::Status status = ValidateName(to);
+  if (status.ok()) status = CheckNameFree(client, to);
+  if (status.ok()) {
+    status = SetLabels(client, record->id(), {{kLabelName, to}});
+  }
+  return status.ok() ? kExitOk : Report(status);
+}
+
+struct UpdateOptions {
+  std::string memory;
+  std::string memory_swap;
+  double cpus = 0;
+  int64_t cpu_shares = 0;
+  int64_t pids_max = 0;
+  std::string cpuset_cpus;
+  std::string restart;
+  std::vector<std::string> names;
+};
+
+// Only what is to change.
+absl::StatusOr<json> UpdatedResources(const UpdateOptions& options) {
+  json resources = json::object();
+  if (!options.memory.empty()) {
+    ASSIGN_OR_RETURN(const int64_t limit, ParseBytes(options.memory));
+    resources["memory"]["limit"] = limit;
+    resources["memory"]["swap"] = limit * 2;
+  }
+  if (options.memory_swap == "-1") {
+    resources["memory"]["swap"] = -1;
+  } else if (!options.memory_swap.empty()) {
+    ASSIGN_OR_RETURN(const int64_t swap, ParseBytes(options.memory_swap));
+    resources["memory"]["swap"] = swap;
+  }
+  if (options.cpus > 0) {
+    resources["cpu"]["quota"] = static_cast<int64_t>(
+        options.cpus * static_cast<double>(kCpuPeriodMicros));
+    resources["cpu"]["period"] = kCpuPeriodMicros;
+  }
+  if (options.cpu_shares > 0) resources["cpu"]["shares"] = options.cpu_shares;
+  if (!options.cpuset_cpus.empty()) {
+    resources["cpu"]["cpus"] = options.cpuset_cpus;
+  }
+  if (options.pids_max != 0) resources["pids"]["limit"] = options.pids_max;
+  return resources;
+}
+
+absl::Status Update(Client& client, const std::string& name,
+                    const UpdateOptions& options) {
+  ASSIGN_OR_RETURN(ContainerRecord record, FindContainer(client, name));
+  ASSIGN_OR_RETURN(const json resources, UpdatedResources(options));
+  if (!options.restart.empty()) {
+    if (options.restart == "no") {
+      RETURN_IF_ERROR(
+          SetLabels(client, record.id(),
+                    {{kLabelRestartPolicy, ""}, {kLabelRestartStatus, ""}}));
+    } else {
+      RETURN_IF_ERROR(SetLabels(client, record.id(),
+                                {{kLabelRestartPolicy, options.restart},
+                                 {kLabelRestartStatus, "running"}}));
+    }
+  }
+  if (resources.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::optional<TaskRecord> task,
+                   GetTask(client, record.id()));
+  if (task.has_value() && IsAlive(*task)) {
+    tasks::UpdateTaskRequest request;
+    request.set_container_id(record.id());
+    request.mutable_resources()->set_type_url(kResourcesType);
+    request.mutable_resources()->set_value(resources.dump());
+    google::protobuf::Empty empty;
+    RETURN_IF_ERROR(
+        client.Call(std::string(kTasks) + "Update", request, &empty));
+  }
+  // For its next start.
+  json spec = json::parse(record.spec().value(), nullptr, false);
+  if (!spec.is_object()) return absl::OkStatus();
+  spec["linux"]["resources"].merge_patch(resources);
+  containerd::services::containers::v1::UpdateContainerRequest request;
+  *request.mutable_container() = record;
+  request.mutable_container()->mutable_spec()->set_value(
+      spec.dump(-1, ' ', false, json::error_handler_t::replace));
+  request.mutable_update_mask()->add_paths("spec");
+  containerd::services::containers::v1::UpdateContainerResponse response;
+  return client.Call(std::string(kContainers) + "Update", request, &response);
+}
+
+// One side of `cp`.
+struct Place {
+  std::string container;  // Empty: this machine.
+  std::string path;
+};
+
+Place ParsePlace(const std::string& text) {
+  const size_t colon = text.find(':');
+  // "./a:b" and "/a:b" are files.
+  if (colon == std::string::npos || colon == 0 || text[0] == '/' ||
+      text[0] == '.') {
+    return {"", text};
+  }
+  return {text.substr(0, colon), text.substr(colon + 1)};
+}
+
+// The folder and the name that a path ends in; the name is empty if the path
+// names a folder's contents ("a/.", "/").
+std::pair<std::string, std::string> SplitPath(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  const size_t slash = path.rfind('/');
+  std::string name = path.substr(slash == std::string::npos ? 0 : slash + 1);
+  if (name.empty() || name == "." || name == "..") return {path, ""};
+  return {slash == std::string::npos ? "." : path.substr(0, slash + 1), name};
+}
+
+absl::Status CopyBetween(int from_root, const std::string& from, int to_root,
+                         const std::string& to, const CopyOptions& options) {
+  const auto [from_folder, from_name] = SplitPath(from);
+  ASSIGN_OR_RETURN(
+      const os::UniqueFd source_folder,
+      os::OpenInRoot(from_root, from_folder, O_PATH | O_DIRECTORY));
+  ASSIGN_OR_RETURN(
+      const os::UniqueFd source,
+      os::OpenInRoot(from_root, from,
+                     O_PATH | (from_name.empty() ? 0 : O_NOFOLLOW)));
+  struct stat info {};
+  if (::fstat(source.get(), &info) != 0) return os::ErrnoStatus(errno, from);
+  const absl::StatusOr<os::UniqueFd> target =
+      os::OpenInRoot(to_root, to, O_PATH | O_DIRECTORY);
+  if (S_ISDIR(info.st_mode)) {
+    if (target.ok() && from_name.empty()) {
+      return CopyContents(source.get(), target->get(), options);
+    }
+    const auto [to_folder, to_name] = SplitPath(to);
+    ASSIGN_OR_RETURN(const os::UniqueFd parent,
+                     os::OpenInRoot(to_root, target.ok() ? to : to_folder,
+                                    O_PATH | O_DIRECTORY));
+    const std::string name = target.ok() ? from_name : to_name;
+    if (::mkdirat(parent.get(), name.c_str(), info.st_mode & 07777) != 0 &&
+        errno != EEXIST) {
+      return os::ErrnoStatus(errno, "mkdir " + name);
+    }
+    ASSIGN_OR_RETURN(
+        const os::UniqueFd made,
+        os::OpenAt(parent.get(), name, O_PATH | O_DIRECTORY | O_NOFOLLOW));
+    return CopyContents(source.get(), made.get(), options);
+  }
+  std::string name = from_name;
+  std::string folder = to;
+  if (!target.ok()) {
+    if (to.empty() || to.back() == '/') {
+      return absl::NotFoundError(absl::StrCat("no folder ", to));
+    }
+    std::tie(folder, name) = SplitPath(to);
+  }
+  ASSIGN_OR_RETURN(const os::UniqueFd parent,
+                   os::OpenInRoot(to_root, folder, O_PATH | O_DIRECTORY));
+  return CopyEntry(source_folder.get(), from_name, parent.get(), name, options);
+}
+
+std::string Absolute(const std::string& path) {
+  if (!path.empty() && path[0] == '/') return path;
+  char folder[PATH_MAX];
+  if (::getcwd(folder, sizeof(folder)) == nullptr) return path;
+  return absl::StrCat(folder, "/", path);
+}
+
+struct CopyFlags {
+  std::string from;
+  std::string to;
+  bool archive = false;
+};
+
+int Copy(Session& session, const CopyFlags& flags) {
+  Client& client = session.client();
+  Place from = ParsePlace(flags.from);
+  Place to = ParsePlace(flags.to);
+  if (from.container.empty() == to.container.empty()) {
+    return Report(absl::InvalidArgumentError(
+                      "exactly one side is CONTAINER:PATH (a file of this "
+                      "machine with a ':' is written ./like:this)"),
+                  kExitUsage);
+  }
+  const std::string& name =
+      from.container.empty() ? to.container : from.container;
+  const absl::StatusOr<ContainerRecord> record = FindContainer(client, name);
+  if (!record.ok()) return Report(record.status());
+  const absl::StatusOr<os::UniqueFd> here = os::Open("/", O_PATH | O_DIRECTORY);
+  if (!here.ok()) return Report(here.status());
+  const CopyOptions options{flags.archive};
+  const bool inward = from.container.empty();
+  const absl::Status copied =
+      WithRoot(client, *record, inward, [&](int root) -> absl::Status {
+        if (inward) {
+          return CopyBetween(here->get(), Absolute(from.path), root, to.path,
+                             options);
+        }
+        return CopyBetween(root, from.path, here->get(), Absolute(to.path),
+                           options);
+      });
+  return copied.ok()
+             ? kExitOk
+             : Report(Annotate(copied, absl::StrCat("copying ", flags.from,
+                                                    " to ", flags.to)));
+}
+
+// A layer blob with what the container has beyond `left`, under the caller's
+// lease.
+absl::StatusOr<containerd::types::Descriptor> MakeLayer(
+    Client& client, const ContainerRecord& record, const Mounts& left,
+    const std::string& media_type) {
+  diff_v1::DiffRequest request;
+  *request.mutable_left() = left;
+  ASSIGN_OR_RETURN(*request.mutable_right(), MountsOf(client, record));
+  request.set_media_type(media_type);
+  request.set_ref("bulkhead-diff-" + NewId().substr(0, 16));
+  diff_v1::DiffResponse response;
+  RETURN_IF_ERROR(client.Call(std::string(kDiff) + "Diff", request, &response));
+  return response.diff();
+}
+
+absl::Status StreamBlob(Client& client, const std::string& digest, int fd) {
+  content::ReadContentRequest request;
+  request.set_digest(digest);
+  const std::unique_ptr<Stream> stream =
+      client.ServerStream(std::string(kContent) + "Read", request);
+  content::ReadContentResponse part;
+  while (stream->Read(&part)) {
+    RETURN_IF_ERROR(os::WriteFull(fd, part.data().data(), part.data().size()));
+  }
+  return stream->Finish();
+}
+
+absl::Status Export(Client& client, const std::string& name,
+                    const std::string& output) {
+  if (output.empty() && ::isatty(STDOUT_FILENO)) {
+    return absl::InvalidArgumentError(
+        "an archive is nothing for a terminal — use -o FILE or redirect the "
+        "output");
+  }
+  ASSIGN_OR_RETURN(const ContainerRecord record, FindContainer(client, name));
+  ASSIGN_OR_RETURN(const std::unique_ptr<ScopedLease> lease,
+                   ScopedLease::Create(client));
+  // Against nothing: everything.
+  ASSIGN_OR_RETURN(const containerd::types::Descriptor layer,
+                   MakeLayer(client, record, {}, oci::kOciLayer));
+  if (output.empty()) {
+    return StreamBlob(client, layer.digest(), STDOUT_FILENO);
+  }
+  ASSIGN_OR_RETURN(
+      const os::UniqueFd file,
+      os::Open(output, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600));
+  return StreamBlob(client, layer.digest(), file.get());
+}
+
+absl::StatusOr<std::set<std::string>> NamesIn(int folder) {
+  std::set<std::string> names;
+  ASSIGN_OR_RETURN(os::UniqueFd listed,
+                   os::OpenAt(folder, ".", O_RDONLY | O_DIRECTORY));
+  std::unique_ptr<DIR, int (*)(DIR*)> dir(::fdopendir(listed.get()),
+                                          ::closedir);
+  if (dir == nullptr) return os::ErrnoStatus(errno, "opendir");
+  (void)listed.Release();
+  while (const dirent* entry = ::readdir(dir.get())) {
+    const std::string name = entry->d_name;
+    if (name != "." && name != "..") names.insert(name);
+  }
+  return names;
+}
+
+bool Differs(const struct stat& a, const struct stat& b) {
+  if (a.st_mode != b.st_mode || a.st_uid != b.st_uid || a.st_gid != b.st_gid ||
+      a.st_rdev != b.st_rdev) {
+    return true;
+  }
+  if (S_ISDIR(a.st_mode)) return false;  // Its entries tell.
+  return a.st_size != b.st_size || a.st_mtim.tv_sec != b.st_mtim.tv_sec ||
+         a.st_mtim.tv_nsec != b.st_mtim.tv_nsec;
+}
+
+// Docker's lines: A, C or D and a path. `before` may be -1: nothing was there.
+absl::Status PrintChanges(int before, int now, const std::string& path,
+                          int depth, bool* changed) {
+  if (depth > kDiffDepthMax) {
+    return absl::ResourceExhaustedError("folders nested too deeply");
+  }
+  std::set<std::string> old_names;
+  if (before >= 0) {
+    ASSIGN_OR_RETURN(old_names, NamesIn(before));
+  }
+  ASSIGN_OR_RETURN(const std::set<std::string> names, NamesIn(now));
+  for (const std::string& name : old_names) {
+    if (names.contains(name)) continue;
+    std::printf("D %s\n", Printable(path + "/" + name).c_str());
+    *changed = true;
+  }
+  for (const std::string& name : names) {
+    const std::string full = path + "/" + name;
+    struct stat info {};
+    struct stat old {};
+    if (::fstatat(now, name.c_str(), &info, AT_SYMLINK_NOFOLLOW) != 0) continue;
+    const bool existed =
+        old_names.contains(name) &&
+        ::fstatat(before, name.c_str(), &old, AT_SYMLINK_NOFOLLOW) == 0;
+    const bool is_folder = S_ISDIR(info.st_mode);
+    if (!existed) {
+      std::printf("A %s\n", Printable(full).c_str());
+      *changed = true;
+    } else if (!is_folder) {
+      if (Differs(info, old)) {
+        std::printf("C %s\n", Printable(full).c_str());
+        *changed = true;
+      }
+    }
+    if (!is_folder) continue;
+    ASSIGN_OR_RETURN(
+        const os::UniqueFd below,
+        os::OpenAt(now, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
+    os::UniqueFd old_below;
+    if (existed && S_ISDIR(old.st_mode)) {
+      ASSIGN_OR_RETURN(
+          old_below,
+          os::OpenAt(before, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
+    }
+    bool inside = false;
+    RETURN_IF_ERROR(PrintChanges(old_below.valid() ? old_below.get() : -1,
+                                 below.get(), full, depth + 1, &inside));
+    if (existed && (inside || Differs(info, old))) {
+      std::printf("C %s\n", Printable(full).c_str());
+      *changed = true;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PrintDiff(Client& client, const std::string& name) {
+  ASSIGN_OR_RETURN(const ContainerRecord record, FindContainer(client, name));
+  ASSIGN_OR_RETURN(const std::unique_ptr<ScopedLease> lease,
+                   ScopedLease::Create(client));
+  ASSIGN_OR_RETURN(const std::unique_ptr<ParentView> parent,
+                   ParentView::Make(client, record));
+  ASSIGN_OR_RETURN(const Mounts mounts, MountsOf(client, record));
+  return WithMounted(SpecsOf(mounts), false, [&](int now) -> absl::Status {
+    bool changed = false;
+    if (parent->mounts().empty()) {
+      return PrintChanges(-1, now, "", 0, &changed);
+    }
+    return WithMounted(SpecsOf(parent->mounts()), false, [&](int before) {
+      return PrintChanges(before, now, "", 0, &changed);
+    });
+  });
+}
+
+struct CommitOptions {
+  std::string name;
+  std::string image;
+  std::string author;
+  std::string message;
+  bool pause = true;
+};
+
+absl::Status WriteBlob(Client& client, const std::string& bytes,
+                       const std::map<std::string, std::string>& labels,
+                       Digest* digest) {
+  *digest = Digest::Of(bytes);
+  const std::unique_ptr<Stream> stream =
+      client.BidiStream(std::string(kContent) + "Write");
+  content::WriteContentRequest request;
+  request.set_action(content::COMMIT);
+  request.set_ref("bulkhead-commit-" + digest->hex());
+  request.set_total(static_cast<int64_t>(bytes.size()));
+  request.set_expected(digest->str());
+  request.set_data(bytes);
+  for (const auto& [key, value] : labels)
+    (*request.mutable_labels())[key] = value;
+  content::WriteContentResponse response;
+  const bool answered = stream->Write(request) && stream->Read(&response);
+  stream->WritesDone();
+  const absl::Status status = stream->Finish();
+  if (absl::IsAlreadyExists(status)) return absl::OkStatus();
+  if (status.ok() && !answered) {
+    return absl::InternalError("the content store did not answer");
+  }
+  return status;
+}
+
+// The image that a new layer makes of another.
+absl::StatusOr<Digest> WriteImage(Client& client, const ImageInfo& base,
+                                  const containerd::types::Descriptor& layer,
+                                  const std::string& diff_id,
+                                  const CommitOptions& options,
+                                  const std::string& command,
+                                  int64_t* size_bytes) {
+  json config = json::parse(base.config_json, nullptr, false);
+  if (!config.is_object()) {
+    return absl::InvalidArgumentError("the image's config is not JSON");
+  }
+  const std::string now =
+      absl::FormatTime(absl::RFC3339_sec, absl::Now(), absl::UTCTimeZone());
+  config["created"] = now;
+  if (!options.author.empty()) config["author"] = options.author;
+  if (!config["rootfs"].is_object()) config["rootfs"] = json::object();
+  config["rootfs"]["type"] = "layers";
+  config["rootfs"]["diff_ids"].push_back(diff_id);
+  json step = {{"created", now}, {"created_by", command}};
+  if (!options.author.empty()) step["author"] = options.author;
+  if (!options.message.empty()) step["comment"] = options.message;
+  config["history"].push_back(step);
+  const std::string text =
+      config.dump(-1, ' ', false, json::error_handler_t::replace);
+  Digest config_digest;
+  RETURN_IF_ERROR(WriteBlob(client, text, {}, &config_digest));
+
+  // All media types of one family: OCI's, which take Docker's layers' bytes.
+  oci::Manifest manifest;
+  manifest.media_type = oci::kOciManifest;
+  manifest.config.media_type = oci::kOciConfig;
+  manifest.config.digest = config_digest;
+  manifest.config.size_bytes = static_cast<int64_t>(text.size());
+  for (oci::Descriptor below : base.manifest.layers) {
+    if (below.media_type == oci::kDockerLayer) {
+      below.media_type = oci::kOciLayer;
+    } else if (below.media_type == oci::kDockerLayerGzip) {
+      below.media_type = oci::kOciLayerGzip;
+    }
+    manifest.layers.push_back(std::move(below));
+  }
+  oci::Descriptor top;
+  top.media_type = layer.media_type();
+  ASSIGN_OR_RETURN(top.digest, Digest::Parse(layer.digest()));
+  top.size_bytes = layer.size();
+  manifest.layers.push_back(top);
+  std::map<std::string, std::string> labels = {
+      {"containerd.io/gc.ref.content.config", config_digest.str()}};
+  for (size_t i = 0; i < manifest.layers.size(); ++i) {
+    labels[absl::StrCat("containerd.io/gc.ref.content.l.", i)] =
+        manifest.layers[i].digest.str();
+  }
+  const std::string document = oci::WriteManifest(manifest);
+  *size_bytes = static_cast<int64_t>(document.size());
+  Digest digest;
+  RETURN_IF_ERROR(WriteBlob(client, document, labels, &digest));
+  return digest;
+}
+
+absl::Status Commit(Client& client, const CommitOptions& options) {
+  ASSIGN_OR_RETURN(const ContainerRecord record,
+                   FindContainer(client, options.name));
+  ASSIGN_OR_RETURN(const oci::Reference name,
+                   oci::ParseNormalized(options.image));
+  ASSIGN_OR_RETURN(const std::unique_ptr<ScopedLease> lease,
+                   ScopedLease::Create(client));
+  ASSIGN_OR_RETURN(const ImageRecord base_record,
+                   FindImage(client, record.image()));
+  ASSIGN_OR_RETURN(const ImageInfo base,
+                   LoadImage(client, base_record, oci::HostPlatform()));
+  ASSIGN_OR_RETURN(const std::unique_ptr<ParentView> parent,
+                   ParentView::Make(client, record));
+  // Files that change meanwhile would be torn.
+  ASSIGN_OR_RETURN(const std::optional<TaskRecord> task,
+                   GetTask(client, record.id()));
+  const bool pause = options.pause && task.has_value() &&
+                     task->status() == containerd::v1::types::RUNNING;
+  google::protobuf::Empty empty;
+  if (pause) {
+    tasks::PauseTaskRequest request;
+    request.set_container_id(record.id());
+    RETURN_IF_ERROR(
+        client.Call(std::string(kTasks) + "Pause", request, &empty));
+  }
+  const absl::StatusOr<containerd::types::Descriptor> layer =
+      MakeLayer(client, record, parent->mounts(), oci::kOciLayerGzip);
+  if (pause) {
+    tasks::ResumeTaskRequest request;
+    request.set_container_id(record.id());
+    RETURN_IF_ERROR(
+        client.Call(std::string(kTasks) + "Resume", request, &empty));
+  }
+  if (!layer.ok()) return layer.status();
+  content::InfoRequest asked;
+  asked.set_digest(layer->digest());
+  content::InfoResponse info;
+  RETURN_IF_ERROR(client.Call(std::string(kContent) + "Info", asked, &info));
+  const auto found = info.info().labels().find("containerd.io/uncompressed");
+  if (found == info.info().labels().end()) {
+    return absl::InternalError("the new layer has no diff id");
+  }
+  std::string command = "bulkhead commit";
+  const json spec = json::parse(record.spec().value(), nullptr, false);
+  if (spec.is_object() && spec.contains("process") &&
+      spec["process"].is_object() && spec["process"].contains("args") &&
+      spec["process"]["args"].is_array()) {
+    command.clear();
+    for (const json& word : spec["process"]["args"]) {
+      if (!word.is_string()) continue;
+      absl::StrAppend(&command, command.empty() ? "" : " ",
+                      word.get<std::string>());
+    }
+  }
+  int64_t size_bytes = 0;
+  ASSIGN_OR_RETURN(const Digest digest,
+                   WriteImage(client, base, *layer, found->second, options,
+                              command, &size_bytes));
+  images::CreateImageRequest create;
+  create.mutable_image()->set_name(name.str());
+  auto* target = create.mutable_image()->mutable_target();
+  target->set_media_type(oci::kOciManifest);
+  target->set_digest(digest.str());
+  target->set_size(size_bytes);
+  images::CreateImageResponse created;
+  absl::Status status =
+      client.Call(std::string(kImages) + "Create", create, &created);
+  if (absl::IsAlreadyExists(status)) {
+    images::UpdateImageRequest update;
+    *update.mutable_image() = create.image();
+    images::UpdateImageResponse updated;
+    status = client.Call(std::string(kImages) + "Update", update, &updated);
+  }
+  RETURN_IF_ERROR(status);
+  std::printf("%s\n", digest.str().c_str());
+  return absl::OkStatus();
+}
+
+int Prune(Session& session) {
+  Client& client = session.client();
+  const absl::StatusOr<std::vector<ContainerRecord>> all =
+      ListContainers(client);
+  if (!all.ok()) return Report(all.status());
+  const absl::StatusOr<std::map<std::string, TaskRecord>> tasks =
+      ListTasks(client);
+  if (!tasks.ok()) return Report(tasks.status());
+  int code = kExitOk;
+  for (const ContainerRecord& record : *all) {
+    // Those of other clients are theirs to remove.
+    if (LabelOf(record, kLabelName).empty()) continue;
+    const auto task = tasks->find(record.id());
+    if (task != tasks->end() && IsAlive(task->second)) continue;
+    if (LabelOf(record, kLabelRestartStatus) == "running") continue;
+    const absl::Status removed = RemoveContainer(client, record, false);
+    if (removed.ok()) {
+      std::printf("%s\n", record.id().c_str());
+    } else {
+      code = Report(removed);
+    }
+  }
+  return code;
+}
+
+int Done(const absl::Status& status) {
+  return status.ok() ? kExitOk : Report(status);
+}
+
+}  // namespace
+
+void AddContainerCommands(Command& root) {
+  auto rename = std::make_shared<std::pair<std::string, std::string>>();
+  root.Sub("rename", "Give a container another name")
+      .Argument("CONTAINER", &rename->first, "Name or id")
+      .Argument("NAME", &rename->second, "Its new name")
+      .Complete(Completes::kContainers)
+      .Examples("  bulkhead rename web old-web")
+      .Does([rename](Session& session) {
+        return Rename(session, rename->first, rename->second);
+      });
+
+  auto update = std::make_shared<UpdateOptions>();
+  root.Sub("update", "Change limits of containers, running or not")
+      .Option("-m,--memory", &update->memory, "Memory limit", "BYTES[k|m|g]")
+      .Option("--memory-swap", &update->memory_swap,
+              "Memory and swap together; -1: no limit", "BYTES[k|m|g]")
+      .Option("--cpus", &update->cpus, "Processors, such as 1.5")
+      .Option("-c,--cpu-shares", &update->cpu_shares, "Weight (1024: normal)")
+      .Option("--cpuset-cpus", &update->cpuset_cpus,
+              "Processors, such as 0-2,4", "LIST")
+      .Option("--pids-limit", &update->pids_max, "Most processes; -1: no limit")
+      .Option("--restart", &update->restart, "Restart policy", "POLICY")
+      .Arguments("CONTAINER", &update->names, "Names or ids")
+      .Complete(Completes::kContainers)
+      .Examples("  bulkhead update --memory 512m --cpus 0.5 web")
+      .Does([update](Session& session) {
+        int code = kExitOk;
+        for (const std::string& name : update->names) {
+          const absl::Status status = Update(session.client(), name, *update);
+          if (status.ok()) {
+            std::printf("%s\n", name.c_str());
+          } else {
+            code = Report(status);
+          }
+        }
+        return code;
+      });
+
+  auto copy = std::make_shared<CopyFlags>();
+  root.Sub("cp", "Copy files between a container and this machine")
+      .Flag("-a,--archive", &copy->archive, "Keep owners")
+      .Argument("FROM", &copy->from, "PATH or CONTAINER:PATH")
+      .Argument("TO", &copy->to, "PATH or CONTAINER:PATH")
+      .Complete(Completes::kContainers)
+      .Examples(
+          "  bulkhead cp web:/etc/nginx ./nginx\n"
+          "  bulkhead cp ./site/. web:/srv/www\n\n"
+          "A folder is copied into one that is there; FROM/. means what is in "
+          "it.\nNo link of either side leads the copy out of the container.")
+      .Does([copy](Session& session) { return Copy(session, *copy); });
+
+  auto exported = std::make_shared<std::pair<std::string, std::string>>();
+  root.Sub("export", "Write a container's file system as a tar archive")
+      .Option("-o,--output", &exported->second, "File [standard output]",
+              "FILE")
+      .Argument("CONTAINER", &exported->first, "Name or id")
+      .Complete(Completes::kContainers)
+      .Examples("  bulkhead export web | tar -t")
+      .Does([exported](Session& session) {
+        return Done(
+            Export(session.client(), exported->first, exported->second));
+      });
+
+  auto diff = std::make_shared<std::string>();
+  root.Sub("diff", "List what a container changed in its file system")
+      .Argument("CONTAINER", diff.get(), "Name or id")
+      .Complete(Completes::kContainers)
+      .Examples("  bulkhead diff web      (A added, C changed, D deleted)")
+      .Does([diff](Session& session) {
+        return Done(PrintDiff(session.client(), *diff));
+      });
+
+  auto commit = std::make_shared<CommitOptions>();
+  auto no_pause = std::make_shared<bool>(false);
+  root.Sub("commit", "Make an image of a container")
+      .Option("-a,--author", &commit->author, "Who made it", "TEXT")
+      .Option("-m,--message", &commit->message, "What for", "TEXT")
+      .Flag("--no-pause", no_pause.get(), "Let it run meanwhile")
+      .Argument("CONTAINER", &commit->name, "Name or id")
+      .Argument("IMAGE", &commit->image, "Name of the image")
+      .Complete(Completes::kContainers)
+      .Examples("  bulkhead commit -m 'with curl' web web:curl")
+      .Does([commit, no_pause](Session& session) {
+        commit->pause = !*no_pause;
+        return Done(Commit(session.client(), *commit));
+      });
+
+  root.Sub("container", "Manage containers")
+      .Sub("prune", "Remove all containers that do not run")
+      .Examples("  bulkhead container prune")
+      .Does([](Session& session) { return Prune(session); });
+}
+
+}  // namespace bulkhead::cli
