@@ -201,7 +201,10 @@ std::string Familiar(const Reference& reference) {
       std::count(repository.begin(), repository.end(), '/') == 1) {
     full.erase(0, sizeof(kOfficialPrefix) - 1);
   }
-  return full;
+  // "docker.io/a.b/c" without its host would name the host a.b.
+  const absl::StatusOr<Reference> again = ParseNormalized(full);
+  return again.ok() && again->str() == reference.str() ? full
+                                                       : reference.str();
 }
 
 std::string FamiliarName(const std::string& image_name) {

@@ -1,0 +1,30 @@
+#!/bin/sh
+# Builds the fuzz targets with clang, libFuzzer and AddressSanitizer: build.sh
+# OUT [NAME...]. No Bazel: they need few files, and another compiler.
+set -eu
+cd "$(dirname "$0")/../.."
+out=$1
+shift
+mkdir -p "$out"
+[ $# -gt 0 ] || set -- filters digest reference documents challenge hosts tar dataplane identifier
+absl=$(sed -n '/name = "absl"/,/^)/s/.*"\(-l:libabsl[^"]*\)".*/\1/p' bazel/system/BUILD)
+base="lib/os/fd.cc"
+for name in "$@"; do
+  libs="$absl -lpthread"
+  case $name in
+    filters) src="lib/filters/filters.cc" libs="-l:libre2.a $libs" ;;
+    digest) src="lib/digest/digest.cc" libs="$libs -lcrypto" ;;
+    reference) src="lib/oci/reference.cc lib/digest/digest.cc" libs="$libs -lcrypto" ;;
+    documents) src="lib/oci/image.cc lib/oci/platform.cc lib/oci/reference.cc lib/digest/digest.cc" libs="$libs -lcrypto" ;;
+    challenge) src="services/distribution/challenge.cc" ;;
+    hosts) src="services/distribution/hosts.cc lib/log/log.cc $base" ;;
+    tar) src="services/snapshotter/tar_reader.cc" ;;
+    dataplane) src="lib/dataplane/dataplane.cc lib/os/socket.cc $base" ;;
+    identifier) src="lib/rpc/context.cc"
+      libs="-lgrpc++_unsecure -lgrpc_unsecure -lgpr -lprotobuf $libs" ;;
+  esac
+  # shellcheck disable=SC2086
+  clang++ -std=c++20 -O1 -g1 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DTOML_EXCEPTIONS=0 \
+    -iquote . -fsanitize=fuzzer,address -fuse-ld=lld \
+    "tests/fuzz/${name}_fuzz.cc" $src -o "$out/$name" -Wl,--start-group $libs -Wl,--end-group
+done
