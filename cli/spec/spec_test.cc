@@ -194,7 +194,9 @@ TEST(Seccomp, CapabilitiesBringCalls) {
 TEST(Seccomp, Shape) {
   const json profile = DefaultSeccomp({});
   EXPECT_EQ(profile["defaultAction"], "SCMP_ACT_ERRNO");
-  EXPECT_EQ(profile["architectures"].size(), 3u);
+  // Not x32; calls of other architectures end the process.
+  EXPECT_EQ(profile["architectures"],
+            json({"SCMP_ARCH_X86_64", "SCMP_ARCH_X86"}));
   std::set<std::string> names;
   for (const json& name : profile["syscalls"][0]["names"]) {
     EXPECT_TRUE(names.insert(name.get<std::string>()).second) << name;
