@@ -21,6 +21,39 @@ constexpr std::chrono::milliseconds kStopCheck(200);
 constexpr absl::Duration kLockedWait = absl::Milliseconds(50);
 constexpr absl::Duration kLockedWaitMax = absl::Seconds(1);
 
+// The blobs being fetched by this process, so that transfers at the same time
+// share them: the store's own lock on a ref ends a moment before its blob is
+// there for others.
+class Fetching {
+ public:
+  // False: stopped while waiting.
+  static bool Begin(const std::string& key, const StopFlag& stop) {
+    Fetching& all = Instance();
+    std::unique_lock<std::mutex> lock(all.mutex_);
+    while (all.keys_.count(key) > 0) {
+      if (stop.Stopped()) return false;
+      all.changed_.wait_for(lock, kStopCheck);
+    }
+    all.keys_.insert(key);
+    return true;
+  }
+  static void End(const std::string& key) {
+    Fetching& all = Instance();
+    std::lock_guard<std::mutex> lock(all.mutex_);
+    all.keys_.erase(key);
+    all.changed_.notify_all();
+  }
+
+ private:
+  static Fetching& Instance() {
+    static Fetching* const instance = new Fetching;
+    return *instance;
+  }
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::set<std::string> keys_;
+};
+
 bool IsLocked(const absl::Status& status) {
   return absl::IsUnavailable(status) &&
          absl::StartsWith(MessageOf(status), "ref ");
@@ -143,6 +176,12 @@ absl::Status BlobFetch::RunOnce(bool* again) {
     if (!IsLocked(opened.status())) {
       RETURN_IF_ERROR(Annotate(opened.status(), digest));
       ingest_ = *std::move(opened);
+      // Whoever held this ref before may just have committed the blob.
+      if (ingest_->opened().offset_bytes < size &&
+          context_.store->Open(digest).ok()) {
+        (void)ingest_->Abort();  // Empty, or the rest of an older attempt.
+        continue;
+      }
       break;
     }
     absl::SleepFor(wait);  // Another pull fetches the same blob.
@@ -216,12 +255,19 @@ absl::Status BlobFetch::RunOnce(bool* again) {
 
 void BlobFetch::Run() {
   absl::Status status;
+  const std::string key =
+      absl::StrCat(context_.ns, " ", descriptor_.digest.str());
+  if (!Fetching::Begin(key, *context_.stop)) {
+    Fail(absl::CancelledError("the transfer was cancelled"));
+    return;
+  }
   for (int round = 0; round < kRoundsMax; ++round) {
     bool again = false;
     status = RunOnce(&again);
     if (!again) break;
   }
   ingest_.reset();
+  Fetching::End(key);
   if (!status.ok()) Fail(status);
 }
 

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
+#include "lib/os/landlock.h"
 #include "lib/service/service.h"
 #include "services/distribution/streaming_service.h"
 #include "services/distribution/transfer_service.h"
@@ -14,6 +15,9 @@ int DistributionMain(int argc, char** argv) {
   options.summary = "Pulls images from registries (Transfer, Streaming).";
   return service::Main(
       argc, argv, options, [](service::Context& context) -> absl::Status {
+        // Before any thread: it holds for those made from here on.
+        RETURN_IF_ERROR(
+            os::RestrictWritesTo({context.config().state + "/distribution"}));
         const std::unique_ptr<HttpClient> http = HttpClient::Create(
             absl::StrCat("bulkhead/", service::kProductVersion));
         StreamTable streams;

@@ -44,6 +44,11 @@ void Progress::Set(const oci::Descriptor& desc, const std::string& event,
   std::lock_guard<std::mutex> lock(mutex_);
   const std::string name = oci::RefKey(desc);
   Part& part = parts_[name];
+  // A document is labelled after it was fetched; that is no news.
+  if (part.last.event == "complete" &&
+      (event == "downloading" || event == "already exists")) {
+    return;
+  }
   part.last.event = event;
   part.last.name = name;
   if (!parents.empty()) part.last.parents = parents;

@@ -65,7 +65,12 @@ class Puller {
     absl::StatusOr<std::string> stored =
         ReadStoredDocument(*context_.store, node);
     if (stored.ok() || context_.registry == nullptr) return stored;
-    return context_.registry->FetchDocument(node);
+    if (!node.data.empty() || node.size_bytes > oci::kDocumentBytesMax) {
+      return context_.registry->FetchDocument(node);
+    }
+    // By way of an ingest: of many pulls at once only one asks the registry.
+    RETURN_IF_ERROR(Blob(node, parents));
+    return ReadStoredDocument(*context_.store, node);
   }
 
   absl::Status Blob(const Descriptor& node,

@@ -401,6 +401,7 @@ absl::Status TransferService::PullImage(Call& call) {
   fetch.store = store.get();
   fetch.progress = call.progress.get();
   fetch.stop = &call.stop;
+  fetch.ns = call.ns;
   return Pull(fetch, reference, image, LimitsOf(config));
 }
 
@@ -421,6 +422,7 @@ absl::Status TransferService::PushImage(Call& call) {
   fetch.store = store.get();
   fetch.progress = call.progress.get();
   fetch.stop = &call.stop;
+  fetch.ns = call.ns;
   PushRequest push;
   push.image_name = source.name();
   for (const auto& platform : source.platforms()) {
@@ -454,6 +456,7 @@ absl::Status TransferService::ImportImages(Call& call) {
   fetch.store = store.get();
   fetch.progress = call.progress.get();
   fetch.stop = &call.stop;
+  fetch.ns = call.ns;
   const Watchdog watchdog(&call.stop, stream);
   return Import(fetch, ReadFrom(stream), DestinationOf(destination, config),
                 LimitsOf(config));
@@ -492,6 +495,7 @@ absl::Status TransferService::ExportImages(Call& call) {
   fetch.store = store.get();
   fetch.progress = call.progress.get();
   fetch.stop = &call.stop;
+  fetch.ns = call.ns;
   const Watchdog watchdog(&call.stop, stream);
   return Export(fetch, request, WriteTo(stream));
 }
