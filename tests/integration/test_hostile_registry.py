@@ -32,11 +32,11 @@ class Hostile:
     """Serves one image; `rule(handler, kind, reference)` answers first if it
     returns True."""
 
-    def __init__(self, rule):
-        tar = images.tar_of(lambda add: add("f", os.urandom(400000)))
+    def __init__(self, rule, size=400000, compression="gzip"):
+        tar = images.tar_of(lambda add: add("f", os.urandom(size)))
         layout = images.Layout(os.path.join(proc.temp_dir(), "l"))
         self.folder = os.path.dirname(layout.path)
-        self.root = layout.image("1", [tar], {})
+        self.root = layout.image("1", [tar], {}, compression)
         self.layout, self.rule, self.requests = layout, rule, []
         outer = self
 
@@ -272,6 +272,50 @@ class Registry(unittest.TestCase):
             self.assertTrue(elsewhere.requests)
             for _, _, headers in elsewhere.requests:
                 self.assertNotIn("Authorization", headers)
+
+
+class Killed(unittest.TestCase):
+    def test_the_retry_fetches_only_what_was_missing(self):
+        """SIGKILL of distribution in the middle of a layer of 300 MB."""
+        size = 300 << 20
+        half = threading.Event()
+        starts = []
+
+        def rule(h, kind, ref):
+            if kind != "blobs" or not Registry.is_layer(h):
+                return False
+            path = os.path.join(bad.layout.path, "blobs", "sha256", ref[7:])
+            total = os.path.getsize(path)
+            start = int((h.headers.get("Range") or "bytes=0-")[6:-1])
+            starts.append(start)
+            h.send_response(206 if start else 200)
+            if start:
+                h.send_header("Content-Range", "bytes %d-%d/%d" % (start, total - 1, total))
+            h.send_header("Content-Length", str(total - start))
+            h.end_headers()
+            with open(path, "rb") as f:
+                f.seek(start)
+                while piece := f.read(1 << 20):
+                    if f.tell() > size // 2 and not half.is_set():
+                        half.set()
+                        self.killed.wait(20)
+                    h.wfile.write(piece)
+            return True
+
+        self.killed = threading.Event()
+        with Hostile(rule, size, "none") as bad:
+            image = bad.host + "/x:1"
+            first = threading.Thread(target=s.cli, args=("pull", image))
+            first.start()
+            self.assertTrue(half.wait(30))
+            s.kill_service("distribution")
+            self.killed.set()
+            first.join()
+            s.cli("pull", image, check=True)
+            # Sent in vain: what sockets held, and what was not yet announced.
+            self.assertEqual(2, len(starts), starts)
+            self.assertGreater(starts[1], size // 2 - (48 << 20), starts)
+            s.cli("rmi", image, check=True)
 
 
 class Confined(unittest.TestCase):
