@@ -30,7 +30,7 @@ struct FetchContext {
   Store* store = nullptr;
   Progress* progress = nullptr;
   StopFlag* stop = nullptr;
-  std::string ns;  // Transfers in one namespace fetch each blob once.
+  std::string ns;        // Transfers in one namespace fetch each blob once.
   Labels source_labels;  // containerd.io/distribution.source.*
 };
 
