@@ -41,7 +41,7 @@ def normalise(text, daemon, ns):
         "/root/snapshotter/", "/root/")
     text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[0-9.]*(Z| ?[+-]\d\d:?\d\d( UTC)?)",
                   "TIME", text)
-    text = re.sub(r"(Less than a second|About an? (minute|hour)|\d+ (seconds|minutes))( ago)?",
+    text = re.sub(r"(Less than a second|About an? (minute|hour)|\d+ (seconds?|minutes?))( ago)?",
                   "AGE", text)
     text = re.sub(r"/snapshots/\d+", "/snapshots/N", text)
     text = re.sub(r"elapsed: *[0-9.]+ ?s", "elapsed", text)
