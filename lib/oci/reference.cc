@@ -203,8 +203,7 @@ std::string Familiar(const Reference& reference) {
   }
   // "docker.io/a.b/c" without its host would name the host a.b.
   const absl::StatusOr<Reference> again = ParseNormalized(full);
-  return again.ok() && again->str() == reference.str() ? full
-                                                       : reference.str();
+  return again.ok() && again->str() == reference.str() ? full : reference.str();
 }
 
 std::string FamiliarName(const std::string& image_name) {

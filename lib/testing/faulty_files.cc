@@ -48,9 +48,7 @@ absl::Status FaultyFiles::Truncate(int fd, int64_t size_bytes) {
   return fault.ok() ? real_.Truncate(fd, size_bytes) : fault;
 }
 
-absl::Status FaultyFiles::Sync(int) {
-  return Next("fsync");
-}
+absl::Status FaultyFiles::Sync(int) { return Next("fsync"); }
 
 void FaultyFiles::StartWriteback(int fd, int64_t offset_bytes,
                                  int64_t size_bytes) {

@@ -548,7 +548,8 @@ TEST(ConfinedWorkers, CanDoNothingButTheirWork) {
       const auto refused = [](long call, long a = 0, long b = 0, long c = 0,
                               long d = 0, long e = 0) {
         errno = 0;
-        return ::syscall(call, a, b, c, d, e) == -1 && errno == EPERM;
+        return ::syscall(call, a, b, c, d, e) == -1 &&  // NOLINT(raw-syscall)
+               errno == EPERM;
       };
       EXPECT_TRUE(refused(SYS_socket, AF_INET, SOCK_STREAM));
       EXPECT_TRUE(refused(SYS_socket, AF_UNIX, SOCK_STREAM));
