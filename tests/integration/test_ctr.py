@@ -59,7 +59,11 @@ class CtrCase(unittest.TestCase):
         for daemon, ns in ((ours, OURS), (theirs, THEIRS)):
             result = daemon.ctr(*args, ns=ns, **kwargs)
             self.assertEqual(0, result.code, repr(result))
-            results.append(sorted(common.normalise(result.out, daemon, ns).splitlines()))
+            lines = common.normalise(result.out, daemon, ns).splitlines()
+            if args == ("content", "ls"):
+                # Blobs that nothing refers to go at the next collection, whenever that is.
+                lines = [line for line in lines if not line.endswith(" -")]
+            results.append(sorted(lines))
         self.assertEqual(results[1], results[0], repr(args))
         return results[0]
 
