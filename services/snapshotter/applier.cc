@@ -30,6 +30,15 @@ absl::StatusOr<Unpacked> Applier::Apply(
                              : std::vector<std::string>{}));
         }
         return absl::OkStatus();
+      },
+      [&](const std::string& tree, ExtractOptions* options)
+          -> absl::StatusOr<std::unique_ptr<LayerSink>> {
+        for (Snapshotter* snapshotter : snapshotters_) {
+          ASSIGN_OR_RETURN(std::unique_ptr<LayerSink> sink,
+                           snapshotter->SinkFor(tree, options));
+          if (sink != nullptr) return sink;
+        }
+        return std::unique_ptr<LayerSink>();
       });
   running->Add(-1);
   seconds->ObserveMicros(absl::ToInt64Microseconds(absl::Now() - start));

@@ -209,14 +209,15 @@ absl::Status ConfineWorker(Worker worker) {
         SYS_lgetxattr, SYS_flistxattr, SYS_llistxattr, SYS_utimensat,
         SYS_ftruncate, SYS_pwrite64, SYS_writev, SYS_lseek, SYS_newfstatat,
         SYS_fstat, SYS_getdents64, SYS_readlinkat, SYS_fcntl, SYS_dup, SYS_read,
-        SYS_pread64, SYS_statx, SYS_fallocate,
+        SYS_pread64, SYS_statx, SYS_fallocate, SYS_sync_file_range,
   });
 }
 
 absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,
                                      const std::string& media_type,
                                      const std::string& root,
-                                     const ExtractOptions& options) {
+                                     const ExtractOptions& options,
+                                     LayerSink* sink) {
   ASSIGN_OR_RETURN(const LayerEncoding encoding, EncodingOf(media_type));
   Pipe pipe;
   Unpacked unpacked;
@@ -244,7 +245,9 @@ absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,
   std::thread extracting([&] {
     status = ConfineWorker(Worker::kExtract);
     if (status.ok()) {
-      absl::StatusOr<ExtractResult> extracted = ExtractTar(pipe, root, options);
+      absl::StatusOr<ExtractResult> extracted =
+          sink != nullptr ? sink->Take(pipe, options)
+                          : ExtractTar(pipe, root, options);
       status = extracted.status();
       if (status.ok()) unpacked.extracted = *std::move(extracted);
     }
@@ -293,7 +296,8 @@ absl::StatusOr<Unpacked> ApplyLayer(const std::vector<os::MountSpec>& mounts,
                                     LayerSource& source,
                                     const std::string& media_type,
                                     bool parallel, const ApplyLimits& limits,
-                                    const ApplyHook& hook) {
+                                    const ApplyHook& hook,
+                                    const SinkChooser& sink_for) {
   if (mounts.empty())
     return absl::InvalidArgumentError("no mounts to apply to");
   if (IsReadOnly(mounts.back())) {
@@ -305,10 +309,12 @@ absl::StatusOr<Unpacked> ApplyLayer(const std::vector<os::MountSpec>& mounts,
   options.overlay_whiteouts = parallel;
   absl::StatusOr<Unpacked> result = absl::UnknownError("not run");
   auto unpack = [&](const std::string& root) -> absl::Status {
-    result = UnpackLayer(source, media_type, root, options);
+    std::unique_ptr<LayerSink> sink;
+    if (sink_for) ASSIGN_OR_RETURN(sink, sink_for(root, &options));
+    result = UnpackLayer(source, media_type, root, options, sink.get());
     RETURN_IF_ERROR(result.status());
     if (hook) RETURN_IF_ERROR(hook(root, *result));
-    return SyncFs(root);
+    return sink != nullptr ? sink->Publish() : SyncFs(root);
   };
   absl::Status status;
   std::string upper;

@@ -15,6 +15,7 @@
 #include "lib/os/fd.h"
 #include "lib/os/mount.h"
 #include "services/snapshotter/byte_stream.h"
+#include "services/snapshotter/layer_sink.h"
 #include "services/snapshotter/tar_extract.h"
 
 namespace bulkhead::snapshotter {
@@ -63,13 +64,14 @@ enum class Worker { kInflate, kExtract };
 absl::Status ConfineWorker(Worker worker);
 
 // Runs the pipeline on two confined threads; blocks until the tree is complete
-// (not synced).
+// (not synced), or `sink`, if given, has taken it all (not published).
 // Errors: those of the source, of ExtractTar(), and kUnimplemented for a media
 // type that is no layer.
 absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,
                                      const std::string& media_type,
                                      const std::string& root,
-                                     const ExtractOptions& options);
+                                     const ExtractOptions& options,
+                                     LayerSink* sink = nullptr);
 
 struct ApplyLimits {
   int64_t layer_bytes_max = int64_t{1} << 40;
@@ -86,14 +88,16 @@ using ApplyHook =
 // Unpacks a layer into what `mounts` show and syncs the file system (one
 // syncfs). One overlay mount with an upperdir is written to directly, with
 // overlayfs' own whiteouts; one bind mount likewise, with real deletions unless
-// `parallel`; anything else is mounted under `limits.temp_dir` meanwhile.
+// `parallel`; anything else is mounted under `limits.temp_dir` meanwhile. A
+// sink that `sink_for` has for the directory takes the layer instead.
 // Thread-safe.
 // Errors: kInvalidArgument: no mounts, or a read-only one.
 absl::StatusOr<Unpacked> ApplyLayer(const std::vector<os::MountSpec>& mounts,
                                     LayerSource& source,
                                     const std::string& media_type,
                                     bool parallel, const ApplyLimits& limits,
-                                    const ApplyHook& hook = nullptr);
+                                    const ApplyHook& hook = nullptr,
+                                    const SinkChooser& sink_for = nullptr);
 
 // Mounts `mounts` on a fresh folder below `temp_dir`, runs `body` with its
 // path, unmounts and removes it.

@@ -7,12 +7,14 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "lib/os/mount.h"
+#include "services/snapshotter/layer_sink.h"
 
 namespace bulkhead::snapshotter {
 
@@ -103,6 +105,14 @@ class Snapshotter {
   virtual absl::Status NoteUnpacked(
       const std::string& tree,
       const std::vector<std::string>& implicit_dirs) = 0;
+
+  // As SinkChooser, for the trees of this snapshotter's active snapshots.
+  virtual absl::StatusOr<std::unique_ptr<LayerSink>> SinkFor(
+      const std::string& tree, ExtractOptions* options) {
+    (void)tree;
+    (void)options;
+    return std::unique_ptr<LayerSink>();
+  }
 };
 
 }  // namespace bulkhead::snapshotter
