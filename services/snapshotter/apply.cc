@@ -310,7 +310,9 @@ absl::StatusOr<Unpacked> ApplyLayer(const std::vector<os::MountSpec>& mounts,
   absl::StatusOr<Unpacked> result = absl::UnknownError("not run");
   auto unpack = [&](const std::string& root) -> absl::Status {
     std::unique_ptr<LayerSink> sink;
-    if (sink_for) ASSIGN_OR_RETURN(sink, sink_for(root, &options));
+    if (sink_for) {
+      ASSIGN_OR_RETURN(sink, sink_for(root, &options));
+    }
     result = UnpackLayer(source, media_type, root, options, sink.get());
     RETURN_IF_ERROR(result.status());
     if (hook) RETURN_IF_ERROR(hook(root, *result));
