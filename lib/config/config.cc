@@ -309,6 +309,28 @@ void ReadProxyPlugins(Table* root, Config* config, absl::Status* error) {
   plugins.Finish();
 }
 
+void ReadStreamProcessors(Table* root, Config* config, absl::Status* error) {
+  Table processors = root->Sub("stream_processors");
+  for (const std::string& name : processors.Names()) {
+    Table table = processors.Sub(name.c_str());
+    StreamProcessor processor;
+    table.Bind("accepts", &processor.accepts);
+    table.Bind("returns", &processor.returns);
+    table.Bind("path", &processor.path);
+    table.Bind("args", &processor.args);
+    table.Bind("env", &processor.env);
+    table.Finish();
+    if (error->ok() && (processor.accepts.empty() ||
+                        processor.returns.empty() || processor.path.empty())) {
+      *error = absl::InvalidArgumentError(
+          absl::StrCat("'stream_processors.", name,
+                       "' needs 'accepts', 'returns' and 'path'"));
+    }
+    config->stream_processors[name] = std::move(processor);
+  }
+  processors.Finish();
+}
+
 }  // namespace
 
 std::string Config::ServiceDir(const std::string& service) const {
@@ -385,6 +407,7 @@ absl::StatusOr<Config> Parse(const std::string& text,
   log.Finish();
   ReadServices(&root, &config);
   ReadProxyPlugins(&root, &config, &error);
+  ReadStreamProcessors(&root, &config, &error);
   root.Finish();
   for (const std::string* path : {&config.root, &config.state}) {
     if (error.ok() && !absl::StartsWith(*path, "/")) {

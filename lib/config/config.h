@@ -25,6 +25,16 @@ struct ProxyPlugin {
   std::map<std::string, std::string> exports;
 };
 
+// [stream_processors.<name>]: a program that turns layers of one media type
+// into another, as in containerd's configuration.
+struct StreamProcessor {
+  std::vector<std::string> accepts;  // Media types.
+  std::string returns;               // A media type.
+  std::string path;                  // Of the program, or its name.
+  std::vector<std::string> args;
+  std::vector<std::string> env;  // NAME=VALUE
+};
+
 struct Config {
   std::string root = "/var/lib/bulkhead";  // root
   std::string state = "/run/bulkhead";     // state
@@ -94,6 +104,7 @@ struct Config {
   } metrics;
 
   std::map<std::string, ProxyPlugin> proxy_plugins;
+  std::map<std::string, StreamProcessor> stream_processors;
 
   // Paths below `state`. `service` is the folder name under services/.
   std::string ServiceDir(const std::string& service) const;  // STATE/<svc>

@@ -45,6 +45,24 @@ TEST(Config, WrongTypesAndRangesAreNamed) {
               HasSubstr("needs a 'type' and an 'address'"));
 }
 
+TEST(Config, StreamProcessorsAreRead) {
+  const absl::StatusOr<Config> config = Parse(
+      "[stream_processors.'io.example.up']\naccepts = ['a/b', 'c/d']\n"
+      "returns = 'application/vnd.oci.image.layer.v1.tar'\npath = 'tr'\n"
+      "args = ['a', 'b']\nenv = ['X=1']\n",
+      "c.toml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  const StreamProcessor& one = config->stream_processors.at("io.example.up");
+  EXPECT_EQ(one.accepts, (std::vector<std::string>{"a/b", "c/d"}));
+  EXPECT_EQ(one.returns, "application/vnd.oci.image.layer.v1.tar");
+  EXPECT_EQ(one.args, (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(one.env, std::vector<std::string>{"X=1"});
+  EXPECT_THAT(ErrorOf("[stream_processors.x]\naccepts=['a']\npath='p'"),
+              HasSubstr("needs 'accepts', 'returns' and 'path'"));
+  EXPECT_THAT(ErrorOf("[stream_processors.x]\nacepts=['a']"),
+              HasSubstr("did you mean 'stream_processors.x.accepts'"));
+}
+
 // What is shipped parses, and says what the defaults are.
 TEST(Config, ShippedFileIsTheDefaults) {
   const absl::StatusOr<Config> config = Load("deploy/config.toml");

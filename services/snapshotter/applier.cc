@@ -6,9 +6,45 @@
 
 namespace bulkhead::snapshotter {
 
+absl::StatusOr<Unpacked> Applier::ApplyProcessed(
+    const std::vector<os::MountSpec>& mounts, LayerSource& source,
+    const std::string& media_type, bool parallel, const Payloads& payloads) {
+  const auto hook = [&](const std::string& tree,
+                        const Unpacked& unpacked) -> absl::Status {
+    for (Snapshotter* snapshotter : snapshotters_) {
+      RETURN_IF_ERROR(snapshotter->NoteUnpacked(
+          tree, parallel ? unpacked.extracted.implicit_dirs
+                         : std::vector<std::string>{}));
+    }
+    return absl::OkStatus();
+  };
+  const auto sink_for = [&](const std::string& tree, ExtractOptions* options)
+      -> absl::StatusOr<std::unique_ptr<LayerSink>> {
+    for (Snapshotter* snapshotter : snapshotters_) {
+      ASSIGN_OR_RETURN(std::unique_ptr<LayerSink> sink,
+                       snapshotter->SinkFor(tree, options));
+      if (sink != nullptr) return sink;
+    }
+    return std::unique_ptr<LayerSink>();
+  };
+  ASSIGN_OR_RETURN(const std::unique_ptr<ProcessorChain> chain,
+                   StartProcessors(source, media_type, processors_, payloads));
+  if (chain == nullptr) {
+    return ApplyLayer(mounts, source, media_type, parallel, limits_, hook,
+                      sink_for);
+  }
+  absl::StatusOr<Unpacked> result =
+      ApplyLayer(mounts, chain->output(), chain->media_type(), parallel,
+                 limits_, hook, sink_for);
+  // A program that failed left an archive cut off: it is the cause.
+  const absl::Status ended = chain->Finish(result.ok());
+  if (!ended.ok() && !absl::IsCancelled(ended)) return ended;
+  return result;
+}
+
 absl::StatusOr<Unpacked> Applier::Apply(
     const std::vector<os::MountSpec>& mounts, LayerSource& source,
-    const std::string& media_type, bool parallel) {
+    const std::string& media_type, bool parallel, const Payloads& payloads) {
   static stats::Value* const running =
       stats::Gauge("bulkhead_snapshotter_applies_running");
   static stats::Value* const applied =
@@ -21,25 +57,8 @@ absl::StatusOr<Unpacked> Applier::Apply(
       stats::Latency("bulkhead_snapshotter_apply_seconds");
   running->Add(1);
   const absl::Time start = absl::Now();
-  absl::StatusOr<Unpacked> result = ApplyLayer(
-      mounts, source, media_type, parallel, limits_,
-      [&](const std::string& tree, const Unpacked& unpacked) -> absl::Status {
-        for (Snapshotter* snapshotter : snapshotters_) {
-          RETURN_IF_ERROR(snapshotter->NoteUnpacked(
-              tree, parallel ? unpacked.extracted.implicit_dirs
-                             : std::vector<std::string>{}));
-        }
-        return absl::OkStatus();
-      },
-      [&](const std::string& tree, ExtractOptions* options)
-          -> absl::StatusOr<std::unique_ptr<LayerSink>> {
-        for (Snapshotter* snapshotter : snapshotters_) {
-          ASSIGN_OR_RETURN(std::unique_ptr<LayerSink> sink,
-                           snapshotter->SinkFor(tree, options));
-          if (sink != nullptr) return sink;
-        }
-        return std::unique_ptr<LayerSink>();
-      });
+  absl::StatusOr<Unpacked> result =
+      ApplyProcessed(mounts, source, media_type, parallel, payloads);
   running->Add(-1);
   seconds->ObserveMicros(absl::ToInt64Microseconds(absl::Now() - start));
   (result.ok() ? applied : failed)->Add(1);

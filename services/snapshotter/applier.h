@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "services/snapshotter/apply.h"
+#include "services/snapshotter/processors.h"
 #include "services/snapshotter/snapshotter.h"
 
 namespace bulkhead::snapshotter {
@@ -16,19 +17,29 @@ namespace bulkhead::snapshotter {
 class Applier {
  public:
   // Borrows the snapshotters.
-  Applier(std::vector<Snapshotter*> snapshotters, ApplyLimits limits)
-      : snapshotters_(std::move(snapshotters)), limits_(std::move(limits)) {}
+  Applier(std::vector<Snapshotter*> snapshotters, ApplyLimits limits,
+          std::vector<StreamProcessor> processors = {})
+      : snapshotters_(std::move(snapshotters)),
+        limits_(std::move(limits)),
+        processors_(std::move(processors)) {}
 
-  // As ApplyLayer(), and tells the snapshotter whose tree it was.
+  // As ApplyLayer(), by way of the stream processors for `media_type`, and
+  // tells the snapshotter whose tree it was.
   absl::StatusOr<Unpacked> Apply(const std::vector<os::MountSpec>& mounts,
                                  LayerSource& source,
-                                 const std::string& media_type, bool parallel);
+                                 const std::string& media_type, bool parallel,
+                                 const Payloads& payloads = {});
 
   const ApplyLimits& limits() const { return limits_; }
 
  private:
+  absl::StatusOr<Unpacked> ApplyProcessed(
+      const std::vector<os::MountSpec>& mounts, LayerSource& source,
+      const std::string& media_type, bool parallel, const Payloads& payloads);
+
   const std::vector<Snapshotter*> snapshotters_;
   const ApplyLimits limits_;
+  const std::vector<StreamProcessor> processors_;
 };
 
 }  // namespace bulkhead::snapshotter

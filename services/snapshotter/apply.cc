@@ -17,6 +17,7 @@
 #include "lib/log/log.h"
 #include "lib/os/seccomp.h"
 #include "services/snapshotter/inflate.h"
+#include "services/snapshotter/tree_root.h"
 
 namespace bulkhead::snapshotter {
 namespace {
@@ -221,10 +222,11 @@ absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,
   ASSIGN_OR_RETURN(const LayerEncoding encoding, EncodingOf(media_type));
   Pipe pipe;
   Unpacked unpacked;
+  const std::unique_ptr<Inflater> inflater =
+      NewInflater(source, encoding.sniff);
   std::thread inflating([&] {
     absl::Status status;
     if (source.MayBeConfined()) status = ConfineWorker(Worker::kInflate);
-    std::unique_ptr<LayerSource> inflater = NewInflater(source, encoding.sniff);
     Hasher hasher;
     Pipe::Buffer buffer;
     while (status.ok() && pipe.Get(&buffer)) {
@@ -233,6 +235,12 @@ absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,
       if (!n.ok()) status = n.status();
       if (!n.ok() || *n == 0) break;
       hasher.Update(buffer.data.data(), *n);
+      if (hasher.size_bytes() > options.bytes_max) {
+        status = absl::ResourceExhaustedError(absl::StrCat(
+            "the uncompressed layer is larger than ", options.bytes_max,
+            " bytes (snapshotter.layer_bytes_max)"));
+        break;
+      }
       buffer.size = *n;
       pipe.Put(std::move(buffer));
       buffer = Pipe::Buffer{};
@@ -263,6 +271,13 @@ absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,
   if (!status.ok()) source.Cancel();
   inflating.join();
   RETURN_IF_ERROR(status);
+  if (inflater->is_stargz() && !unpacked.extracted.stargz_files.empty()) {
+    ASSIGN_OR_RETURN(const os::UniqueFd dir,
+                     os::Open(root, O_RDONLY | O_DIRECTORY));
+    for (const std::string& name : unpacked.extracted.stargz_files) {
+      RETURN_IF_ERROR(RemoveAt(dir.get(), name));
+    }
+  }
   return unpacked;
 }
 

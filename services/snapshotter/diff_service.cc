@@ -118,9 +118,13 @@ grpc::Status DiffService::Apply(grpc::ServerContext* context,
   absl::StatusOr<std::unique_ptr<LayerSource>> source =
       OpenBlob(digest, rpc::ContextOf(*context).ns);
   if (!source.ok()) return rpc::ToGrpc(source.status());
+  Payloads payloads;
+  for (const auto& [id, payload] : request->payloads()) {
+    payloads[id] = payload.SerializeAsString();
+  }
   const absl::StatusOr<Unpacked> unpacked =
       applier_.Apply(SpecsOf(request->mounts()), **source,
-                     request->diff().media_type(), false);
+                     request->diff().media_type(), false, payloads);
   if (!unpacked.ok()) {
     return rpc::ToGrpc(
         Annotate(unpacked.status(), absl::StrCat("failed to apply ", digest)));

@@ -64,10 +64,10 @@ bool IsZstd(const Input& in) {
   return magic == 0xfd2fb528u || (magic & 0xfffffff0u) == 0x184d2a50u;
 }
 
-class Inflater : public LayerSource {
+class InflaterImpl : public Inflater {
  public:
-  Inflater(LayerSource& source, bool sniff) : in_(source), sniff_(sniff) {}
-  ~Inflater() override { ZSTD_freeDStream(zstd_); }
+  InflaterImpl(LayerSource& source, bool sniff) : in_(source), sniff_(sniff) {}
+  ~InflaterImpl() override { ZSTD_freeDStream(zstd_); }
 
   absl::StatusOr<size_t> Read(char* out, size_t size_bytes) override {
     if (kind_ == Kind::kUnknown) RETURN_IF_ERROR(Start());
@@ -80,6 +80,7 @@ class Inflater : public LayerSource {
         return ReadPlain(out, size_bytes);
     }
   }
+  bool is_stargz() const override { return is_stargz_; }
 
  private:
   enum class Kind { kUnknown, kPlain, kGzip, kZstd };
@@ -91,20 +92,48 @@ class Inflater : public LayerSource {
     if (IsGzip(in_)) {
       kind_ = Kind::kGzip;
       gzip_ = std::make_unique<inflate_state>();
-      StartMember();
+      RETURN_IF_ERROR(StartMember());
     } else if (IsZstd(in_)) {
       kind_ = Kind::kZstd;
       zstd_ = ZSTD_createDStream();
       if (zstd_ == nullptr) return absl::ResourceExhaustedError("zstd memory");
       ZSTD_initDStream(zstd_);
+      ZSTD_DCtx_setParameter(zstd_, ZSTD_d_windowLogMax, kZstdWindowLogMax);
     }
     return absl::OkStatus();
   }
 
-  void StartMember() {
+  absl::Status StartMember() {
+    RETURN_IF_ERROR(NoteFooter());
     isal_inflate_init(gzip_.get());
     gzip_->crc_flag = ISAL_GZIP;
     in_member_ = true;
+    return absl::OkStatus();
+  }
+
+  // eStargz ends with an empty member whose extra field is where its table of
+  // contents begins: sixteen hex digits and "STARGZ", since 2021 in a subfield
+  // "SG".
+  absl::Status NoteFooter() {
+    constexpr size_t kFixedBytes = 12;
+    constexpr size_t kSubfieldBytes = 4;
+    constexpr size_t kFooterBytes = 22;
+    is_stargz_ = false;
+    RETURN_IF_ERROR(in_.Want(kFixedBytes + kSubfieldBytes + kFooterBytes));
+    const char* extra = in_.data() + kFixedBytes;
+    if (in_.size() < kFixedBytes + kFooterBytes || (in_.data()[3] & 4) == 0) {
+      return absl::OkStatus();
+    }
+    const size_t extra_bytes = static_cast<unsigned char>(in_.data()[10]) |
+                               static_cast<unsigned char>(in_.data()[11]) << 8;
+    if (extra_bytes == kSubfieldBytes + kFooterBytes &&
+        std::memcmp(extra, "SG\x16\0", kSubfieldBytes) == 0) {
+      extra += kSubfieldBytes;
+    } else if (extra_bytes != kFooterBytes) {
+      return absl::OkStatus();
+    }
+    is_stargz_ = std::memcmp(extra + 16, "STARGZ", 6) == 0;
+    return absl::OkStatus();
   }
 
   absl::StatusOr<size_t> ReadPlain(char* out, size_t size_bytes) {
@@ -120,7 +149,7 @@ class Inflater : public LayerSource {
     RETURN_IF_ERROR(in_.Want(3));
     if (in_.size() == 0) return false;
     if (IsGzip(in_)) {
-      StartMember();
+      RETURN_IF_ERROR(StartMember());
       return true;
     }
     while (in_.size() > 0) {
@@ -184,6 +213,7 @@ class Inflater : public LayerSource {
   Kind kind_ = Kind::kUnknown;
   std::unique_ptr<inflate_state> gzip_;
   bool in_member_ = false;
+  bool is_stargz_ = false;
   ZSTD_DStream* zstd_ = nullptr;
   bool frame_done_ = false;
 };
@@ -214,8 +244,8 @@ absl::StatusOr<LayerEncoding> EncodingOf(const std::string& type) {
       absl::StrCat("no processor for media type \"", type, "\""));
 }
 
-std::unique_ptr<LayerSource> NewInflater(LayerSource& source, bool sniff) {
-  return std::make_unique<Inflater>(source, sniff);
+std::unique_ptr<Inflater> NewInflater(LayerSource& source, bool sniff) {
+  return std::make_unique<InflaterImpl>(source, sniff);
 }
 
 }  // namespace bulkhead::snapshotter

@@ -19,10 +19,21 @@ struct LayerEncoding {
 // Errors: kUnimplemented: not a layer type.
 absl::StatusOr<LayerEncoding> EncodingOf(const std::string& media_type);
 
+class Inflater : public LayerSource {
+ public:
+  // Whether the gzip members read so far ended with eStargz's footer: the tar
+  // then has a table of contents among its files.
+  virtual bool is_stargz() const = 0;
+};
+
 // Uncompressed bytes of `source` (borrowed), as Read() of LayerSource gives
-// them. The compression is told from the first bytes, if `sniff`. Errors:
+// them. The compression is told from the first bytes, if `sniff`. Skippable
+// zstd frames (zstd:chunked keeps its table of contents there) give none.
+// Memory: at most the largest zstd window, kZstdWindowLogMax. Errors:
 // kInvalidArgument: corrupt or truncated data.
-std::unique_ptr<LayerSource> NewInflater(LayerSource& source, bool sniff);
+std::unique_ptr<Inflater> NewInflater(LayerSource& source, bool sniff);
+
+constexpr int kZstdWindowLogMax = 27;  // 128 MiB, what `zstd --long` makes.
 
 }  // namespace bulkhead::snapshotter
 

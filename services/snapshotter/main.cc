@@ -80,11 +80,17 @@ int SnapshotterMain(int argc, char** argv) {
         std::vector<snapshotter::Snapshotter*> borrowed;
         for (const auto& one : snapshotters) borrowed.push_back(one.get());
 
+        std::vector<snapshotter::StreamProcessor> processors;
+        for (const auto& [id, p] : config.stream_processors) {
+          processors.push_back(
+              {id, p.accepts, p.returns, p.path, p.args, p.env});
+        }
         snapshotter::Applier applier(
             borrowed,
             {.layer_bytes_max = config.snapshotter.layer_bytes_max,
              .layer_entries_max = config.snapshotter.layer_entries_max,
-             .temp_dir = temp_dir});
+             .temp_dir = temp_dir},
+            std::move(processors));
         snapshotter::SnapshotsService snapshots(borrowed);
         snapshotter::DiffService diff(
             applier, {.content_data_socket = config.DataSocket("content"),

@@ -30,6 +30,9 @@ namespace {
 constexpr char kWhiteoutPrefix[] = ".wh.";
 constexpr char kMetaPrefix[] = ".wh..wh.";
 constexpr char kOpaqueMarker[] = ".wh..wh..opq";
+// eStargz's table of contents and landmarks.
+constexpr const char* kStargzFiles[] = {
+    "stargz.index.json", ".prefetch.landmark", ".no.prefetch.landmark"};
 constexpr char kOpaqueXattr[] = "trusted.overlay.opaque";
 constexpr int64_t kMajorMax = (1 << 12) - 1;  // What mknod(2) can carry.
 constexpr int64_t kMinorMax = (1 << 20) - 1;
@@ -57,12 +60,12 @@ class Extractor {
             absl::StrCat("the layer has more than ", options_.entries_max,
                          " entries (snapshotter.layer_entries_max)"));
       }
-      result_.file_bytes += entry.size_bytes;
-      if (result_.file_bytes > options_.bytes_max) {
+      if (entry.size_bytes > options_.bytes_max - result_.file_bytes) {
         return absl::ResourceExhaustedError(
             absl::StrCat("the layer holds more than ", options_.bytes_max,
                          " bytes (snapshotter.layer_bytes_max)"));
       }
+      result_.file_bytes += entry.size_bytes;
       RETURN_IF_ERROR(
           Annotate(Apply(entry),
                    absl::StrCat("entry \"", entry.name.substr(0, 256), "\"")));
@@ -324,6 +327,13 @@ class Extractor {
             }
             return os::WriteFull(fd, data.data(), data.size());
           }));
+    }
+    for (const char* name : kStargzFiles) {
+      std::vector<std::string>& seen = result_.stargz_files;
+      if (clean == name &&
+          std::find(seen.begin(), seen.end(), clean) == seen.end()) {
+        seen.push_back(clean);
+      }
     }
     RETURN_IF_ERROR(SetOpenAttributes(entry, fd));
     timespec times[2];

@@ -21,7 +21,7 @@ struct ExtractOptions {
   // Trees below, nearest first: where attributes of missing parent
   // directories come from.
   std::vector<std::string> lower_dirs;
-  int64_t bytes_max = int64_t{1} << 40;  // Sum of file sizes.
+  int64_t bytes_max = int64_t{1} << 40;  // Of file sizes; of the stream.
   int64_t entries_max = 10'000'000;
 };
 
@@ -31,6 +31,9 @@ struct ExtractResult {
   // Directories the layer has no entry for but needed: relative paths. At most
   // kImplicitDirsMax.
   std::vector<std::string> implicit_dirs;
+  // Files of eStargz's own that were unpacked at the top: its table of contents
+  // and landmarks. No part of the tree if the layer is an eStargz.
+  std::vector<std::string> stargz_files;
 };
 
 constexpr size_t kImplicitDirsMax = 100000;

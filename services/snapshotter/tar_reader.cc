@@ -294,6 +294,55 @@ absl::Status TarReader::ReadSparseMap(TarEntry* entry) {
   return absl::OkStatus();
 }
 
+absl::Status TarReader::ReadOldSparseMap(TarEntry* entry) {
+  constexpr size_t kInHeader = 4;
+  constexpr size_t kInBlock = 21;
+  const char* at = block_ + 386;
+  size_t count = kInHeader;
+  for (;;) {
+    for (size_t i = 0; i < count; ++i, at += 24) {
+      if (at[0] == 0 && at[12] == 0) continue;  // Unused.
+      const std::optional<int64_t> offset = Number(at, 12);
+      const std::optional<int64_t> size = Number(at + 12, 12);
+      if (!offset || !size || *offset < 0 || *size < 0) {
+        return Malformed("sparse map");
+      }
+      // A range of nothing at the end says only how long the file is.
+      if (*size > 0) entry->ranges.push_back({*offset, *size});
+    }
+    if (entry->ranges.size() > kTarSparseRangesMax) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("tar sparse map is over the limit of ",
+                       kTarSparseRangesMax, " ranges"));
+    }
+    if (at[0] == 0) return absl::OkStatus();  // No block of more follows.
+    ASSIGN_OR_RETURN(const bool more, ReadBlock());
+    if (!more) return Truncated();
+    at = block_;
+    count = kInBlock;
+  }
+}
+
+absl::Status TarReader::UseRanges(int64_t real_size_bytes, TarEntry* entry) {
+  int64_t end = 0;
+  int64_t total = 0;
+  for (const TarRange& range : entry->ranges) {
+    if (range.offset_bytes < end || range.size_bytes < 0 ||
+        range.size_bytes > real_size_bytes ||
+        range.offset_bytes > real_size_bytes - range.size_bytes) {
+      return Malformed("sparse map");
+    }
+    end = range.offset_bytes + range.size_bytes;
+    total += range.size_bytes;
+  }
+  if (total != data_left_) return Malformed("sparse map");
+  entry->size_bytes = real_size_bytes;
+  entry->sparse = true;
+  sparse_ = true;
+  ranges_ = entry->ranges;
+  return absl::OkStatus();
+}
+
 absl::StatusOr<bool> TarReader::Next(TarEntry* entry) {
   RETURN_IF_ERROR(Skip(data_left_));
   RETURN_IF_ERROR(Skip(padding_));
@@ -374,6 +423,8 @@ absl::StatusOr<bool> TarReader::Next(TarEntry* entry) {
     }
     if (type == '\0' || type == '7') type = '0';
     if (type == '0' && absl::EndsWith(entry->name, "/")) type = '5';
+    const bool old_sparse = type == 'S' && gnu;
+    if (old_sparse) type = '0';
     if (type < '0' || type > '6') {
       return Malformed(absl::StrCat("entry type '", std::string(1, type),
                                     "' of ", entry->name.substr(0, 256),
@@ -400,8 +451,14 @@ absl::StatusOr<bool> TarReader::Next(TarEntry* entry) {
       const std::string map = field("GNU.sparse.map");
       const bool old_form =
           major.empty() && (!map.empty() || !pax_sparse_map_.empty());
-      if (major == "1" || major == "0" || old_form) {
-        sparse_ = true;
+      if (old_sparse) {
+        const std::optional<int64_t> real_size = Number(block_ + 483, 12);
+        if (!real_size || *real_size < 0 || *real_size > kSizeBytesMax) {
+          return Malformed("sparse file size");
+        }
+        RETURN_IF_ERROR(ReadOldSparseMap(entry));
+        RETURN_IF_ERROR(UseRanges(*real_size, entry));
+      } else if (major == "1" || major == "0" || old_form) {
         const std::string name = field("GNU.sparse.name");
         if (!name.empty()) entry->name = name;
         std::string real = field("GNU.sparse.realsize");
@@ -416,21 +473,7 @@ absl::StatusOr<bool> TarReader::Next(TarEntry* entry) {
           RETURN_IF_ERROR(
               ParseSparseList(map.empty() ? pax_sparse_map_ : map, entry));
         }
-        entry->size_bytes = *real_size;
-        entry->sparse = true;
-        int64_t end = 0;
-        int64_t total = 0;
-        for (const TarRange& range : entry->ranges) {
-          if (range.offset_bytes < end || range.size_bytes < 0 ||
-              range.size_bytes > *real_size ||
-              range.offset_bytes > *real_size - range.size_bytes) {
-            return Malformed("sparse map");
-          }
-          end = range.offset_bytes + range.size_bytes;
-          total += range.size_bytes;
-        }
-        if (total != data_left_) return Malformed("sparse map");
-        ranges_ = entry->ranges;
+        RETURN_IF_ERROR(UseRanges(*real_size, entry));
       }
     } else {
       entry->size_bytes = 0;

@@ -1,5 +1,6 @@
-// Reads a tar stream: V7, ustar, star, GNU and PAX headers. Everything in it
-// is hostile until checked; memory stays within the limits below.
+// Reads a tar stream: V7, ustar, star, GNU (sparse files too) and PAX headers.
+// Everything in it is hostile until checked; memory stays within the limits
+// below.
 #ifndef BULKHEAD_SERVICES_SNAPSHOTTER_TAR_READER_H_
 #define BULKHEAD_SERVICES_SNAPSHOTTER_TAR_READER_H_
 
@@ -87,6 +88,10 @@ class TarReader {
   absl::Status Merge(TarEntry* entry);
   absl::Status ReadSparseMap(TarEntry* entry);
   absl::Status ParseSparseList(const std::string& list, TarEntry* entry);
+  // GNU's own form, of type 'S': the map is in the header and blocks after it.
+  absl::Status ReadOldSparseMap(TarEntry* entry);
+  // Checks the ranges against the size and takes them for ReadData().
+  absl::Status UseRanges(int64_t real_size_bytes, TarEntry* entry);
 
   ByteStream& stream_;
   char block_[kTarBlockBytes];
