@@ -1,6 +1,7 @@
 #include "services/snapshotter/processors.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -112,6 +113,10 @@ class Running : public ProcessorChain, private LayerSource {
 
   // A thread of its own: the source into the first program.
   void Feed(int to) {
+    sigset_t broken_pipe;  // An error, not a signal.
+    ::sigemptyset(&broken_pipe);
+    ::sigaddset(&broken_pipe, SIGPIPE);
+    ::pthread_sigmask(SIG_BLOCK, &broken_pipe, nullptr);
     if (source_.MayBeConfined()) {
       fed_ = ConfineWorker(Worker::kInflate);  // write(2) is always allowed.
     }

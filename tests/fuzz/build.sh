@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 out=$1
 shift
 mkdir -p "$out"
-[ $# -gt 0 ] || set -- filters digest reference documents challenge hosts tar dataplane identifier
+[ $# -gt 0 ] || set -- filters digest reference documents challenge hosts tar inflate dataplane identifier
 absl=$(sed -n '/name = "absl"/,/^)/s/.*"\(-l:libabsl[^"]*\)".*/\1/p' bazel/system/BUILD)
 base="lib/os/fd.cc"
 for name in "$@"; do
@@ -19,6 +19,7 @@ for name in "$@"; do
     challenge) src="services/distribution/challenge.cc" ;;
     hosts) src="services/distribution/hosts.cc lib/log/log.cc $base" ;;
     tar) src="services/snapshotter/tar_reader.cc" ;;
+    inflate) src="services/snapshotter/inflate.cc" libs="-lisal -lzstd $libs" ;;
     dataplane) src="lib/dataplane/dataplane.cc lib/os/socket.cc $base" ;;
     identifier) src="lib/rpc/context.cc"
       libs="-lgrpc++_unsecure -lgrpc_unsecure -lgpr -lprotobuf $libs" ;;
