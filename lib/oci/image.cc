@@ -286,6 +286,20 @@ bool IsSchema1Type(const std::string& media_type) {
          absl::StartsWith(media_type, "text/plain");
 }
 
+namespace {
+
+// The digest of "subject", if there is one.
+absl::Status GetSubject(const json& object, Digest* out) {
+  const json* subject = Member(object, "subject");
+  if (subject == nullptr || subject->is_null()) return absl::OkStatus();
+  absl::StatusOr<Descriptor> descriptor = GetDescriptor(*subject);
+  if (!descriptor.ok()) return Annotate(descriptor.status(), "subject");
+  *out = std::move(descriptor->digest);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::StatusOr<Manifest> ParseManifest(const std::string& text) {
   ASSIGN_OR_RETURN(const json object, ParseObject(text, "manifest"));
   Manifest out;
@@ -299,6 +313,7 @@ absl::StatusOr<Manifest> ParseManifest(const std::string& text) {
       Annotate(Get(object, "artifactType", &out.artifact_type), "manifest"));
   RETURN_IF_ERROR(
       Annotate(Get(object, "annotations", &out.annotations), "manifest"));
+  RETURN_IF_ERROR(Annotate(GetSubject(object, &out.subject), "manifest"));
   const json* config = Member(object, "config");
   if (config == nullptr) return Bad("manifest", "no config");
   absl::StatusOr<Descriptor> descriptor = GetDescriptor(*config);
@@ -321,7 +336,10 @@ absl::StatusOr<Index> ParseIndex(const std::string& text) {
     return Bad("index", "this is a manifest");
   }
   RETURN_IF_ERROR(
+      Annotate(Get(object, "artifactType", &out.artifact_type), "index"));
+  RETURN_IF_ERROR(
       Annotate(Get(object, "annotations", &out.annotations), "index"));
+  RETURN_IF_ERROR(Annotate(GetSubject(object, &out.subject), "index"));
   RETURN_IF_ERROR(Annotate(
       GetDescriptors(object, "manifests", kIndexEntriesMax, &out.manifests),
       "index"));

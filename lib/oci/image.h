@@ -77,6 +77,8 @@ absl::StatusOr<Platform> ParsePlatform(const std::string& text);
 std::string FormatPlatform(const Platform& platform);
 // How well an image built for `offered` suits `wanted`: -1 not at all, else
 // larger is worse (0: exactly; arm v7 takes v6 and v5, amd64 v3 takes v2 ...).
+// Features that `offered` needs must be among those of `wanted`; if that names
+// none, each makes the image suit less well.
 int PlatformDistance(const Platform& wanted, const Platform& offered);
 inline bool PlatformMatches(const Platform& wanted, const Platform& offered) {
   return PlatformDistance(wanted, offered) >= 0;
@@ -99,12 +101,15 @@ struct Manifest {
   Descriptor config;
   std::vector<Descriptor> layers;
   std::map<std::string, std::string> annotations;
+  Digest subject;  // What an artifact is about; empty: nothing.
 };
 
 struct Index {
   std::string media_type;
+  std::string artifact_type;
   std::vector<Descriptor> manifests;
   std::map<std::string, std::string> annotations;
+  Digest subject;
 };
 
 // The part of the config that says how to run the image.

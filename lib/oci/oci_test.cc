@@ -72,6 +72,21 @@ TEST(Reference, Refused) {
   EXPECT_FALSE(ParseFull("debian").ok());
 }
 
+TEST(Platform, FeaturesAndVersionsOfWindows) {
+  Platform wanted{"windows", "amd64", "", "", {}};
+  Platform offered{"windows", "amd64", "", "10.0.17763.1", {"win32k"}};
+  EXPECT_EQ(PlatformDistance(wanted, offered), 1);
+  wanted.os_features = {"win32k", "more"};
+  EXPECT_EQ(PlatformDistance(wanted, offered), 0);
+  wanted.os_features = {"more"};
+  EXPECT_EQ(PlatformDistance(wanted, offered), -1);
+  wanted.os_features.clear();
+  wanted.os_version = "10.0.17763.99";
+  EXPECT_EQ(PlatformDistance(wanted, offered), 1);
+  wanted.os_version = "10.0.20348.1";
+  EXPECT_EQ(PlatformDistance(wanted, offered), -1);
+}
+
 TEST(Platform, Distances) {
   const struct {
     std::string wanted, offered;

@@ -155,18 +155,24 @@ int PlatformDistance(const Platform& wanted, const Platform& offered) {
   const Platform have = Normalize(offered);
   if (want.os != have.os || !SameOsVersion(want, have)) return -1;
   int worse = 0;
+  for (const std::string& feature : have.os_features) {
+    const auto& known = want.os_features;
+    if (std::find(known.begin(), known.end(), feature) != known.end()) continue;
+    if (!known.empty()) return -1;
+    ++worse;
+  }
   int limit = VariantRank(want.architecture, want.variant);
   if (want.architecture != have.architecture) {
     // What 64-bit processors also run, when there is nothing better.
     if (want.architecture == "amd64" && have.architecture == "386") {
-      return 20000;
+      return worse + 20000;
     }
     if (want.architecture != "arm64" || have.architecture != "arm") return -1;
-    worse = 20000;
+    worse += 20000;
     limit = 800;
   }
   if (want.architecture == have.architecture && want.variant == have.variant) {
-    return 0;
+    return worse;
   }
   const int rank = VariantRank(have.architecture, have.variant);
   if (rank < 0 || limit < 0 || rank > limit) return -1;
