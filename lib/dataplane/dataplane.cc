@@ -1,6 +1,7 @@
 #include "lib/dataplane/dataplane.h"
 
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -198,6 +199,24 @@ absl::Status Send(int socket, const std::string& json_text,
 absl::Status SendError(int socket, const absl::Status& error) {
   return Send(socket, Dump({{"error", MessageOf(error)},
                             {"code", static_cast<int>(error.code())}}));
+}
+
+std::map<int64_t, int64_t> Gaps(int fd, int64_t from_bytes,
+                                int64_t total_bytes) {
+  std::map<int64_t, int64_t> gaps;
+  int64_t begin = from_bytes;
+  while (begin < total_bytes) {
+    int64_t end = ::lseek(fd, begin, SEEK_DATA);
+    // Behind the last data, or a file system that cannot tell.
+    if (end < 0 || end > total_bytes || gaps.size() + 1 == kGapsMax) {
+      end = total_bytes;
+    }
+    if (end > begin) gaps[begin] = end;
+    if (end == total_bytes) break;
+    const int64_t hole = ::lseek(fd, end, SEEK_HOLE);
+    begin = hole < 0 ? end + 1 : hole;
+  }
+  return gaps;
 }
 
 }  // namespace bulkhead::dataplane

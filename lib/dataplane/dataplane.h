@@ -12,7 +12,10 @@
 //       -> {"offset":O,"total":T,"started_at_ns":..,"updated_at_ns":..}
 //          + read-write fd of the ingest
 //     The ref is locked until the connection ends, "commit" or "abort".
-//     The caller writes at O and after, with pwrite, in order.
+//     The caller writes at O and after, with pwrite: in order, or in several
+//     places at once, then behind the first gap in whole pages only. O is
+//     where the first gap begins, or the end; what is behind a gap stays: the
+//     file's holes are what is missing.
 //   {"op":"advance","offset":O}   (no reply) bytes below O are written: the
 //     content service hashes behind the writer, so that commit is short.
 //   {"op":"truncate","offset":O}              -> {} ingest cut to O
@@ -77,7 +80,7 @@ struct CommitResult {
 class Ingest {
  public:
   virtual ~Ingest() = default;
-  virtual int fd() const = 0;  // Read-write; pwrite in order from offset.
+  virtual int fd() const = 0;  // Read-write; pwrite from the offset on.
   virtual const IngestState& opened() const = 0;
   virtual absl::Status Advance(int64_t offset_bytes) = 0;
   virtual absl::Status Truncate(int64_t offset_bytes) = 0;
@@ -88,6 +91,13 @@ class Ingest {
       const std::map<std::string, std::string>& labels) = 0;
   virtual absl::Status Abort() = 0;
 };
+
+// What is missing of the `total_bytes` of an ingest's file: begin and end of
+// each hole and of what is behind its end, from `from_bytes` on; at most
+// kGapsMax, the last of which reaches to the end. Moves the file position.
+constexpr size_t kGapsMax = 1024;
+std::map<int64_t, int64_t> Gaps(int fd, int64_t from_bytes,
+                                int64_t total_bytes);
 
 struct IngestRequest {
   std::string ref;

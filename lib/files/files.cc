@@ -157,6 +157,12 @@ class KernelFiles final : public Files {
 
 }  // namespace
 
+int64_t Files::FirstHole(int fd, int64_t size_bytes) {
+  if (size_bytes <= 0) return 0;
+  const off_t hole = ::lseek(fd, 0, SEEK_HOLE);
+  return hole < 0 || hole > size_bytes ? size_bytes : hole;
+}
+
 absl::StatusOr<size_t> Files::PReadFull(int fd, void* data, size_t size_bytes,
                                         int64_t offset_bytes) {
   size_t done = 0;

@@ -43,6 +43,9 @@ class Files {
                                         size_t size_bytes,
                                         int64_t offset_bytes) = 0;
   virtual absl::Status Truncate(int fd, int64_t size_bytes) = 0;
+  // Where the first page begins that was never written; the file's size if
+  // there is none, or if the file system cannot tell. Moves the file position.
+  virtual int64_t FirstHole(int fd, int64_t size_bytes);
   // Waits until data and size (of a folder: its entries) are on stable storage.
   virtual absl::Status Sync(int fd) = 0;
   // Starts writing a range back without waiting: a hint, which cannot fail.

@@ -138,7 +138,7 @@ absl::StatusOr<DataSession::Reply> DataSession::Ingest(const json& request) {
   ASSIGN_OR_RETURN(const IngestInfo info, writer->Info());
   Reply reply;
   ASSIGN_OR_RETURN(reply.fd, writer->ShareFd());
-  reply.body["offset"] = info.offset_bytes;
+  reply.body["offset"] = writer->WholeBytes();
   reply.body["total"] = info.total_bytes;
   reply.body["started_at_ns"] = absl::ToUnixNanos(info.started_at);
   reply.body["updated_at_ns"] = absl::ToUnixNanos(info.updated_at);

@@ -254,6 +254,7 @@ absl::StatusOr<std::unique_ptr<FsWriter>> FsStore::OpenFsWriter(
 absl::StatusOr<std::unique_ptr<Writer>> FsStore::OpenWriter(
     const OpenOptions& options) {
   ASSIGN_OR_RETURN(std::unique_ptr<FsWriter> writer, OpenFsWriter(options));
+  RETURN_IF_ERROR(writer->CutAtGap());
   return std::unique_ptr<Writer>(std::move(writer));
 }
 
@@ -274,6 +275,9 @@ absl::StatusOr<std::shared_ptr<FsWriter::Ingest>> FsStore::OpenIngest(
   RETURN_IF_ERROR(info.status());
   auto ingest = std::make_shared<FsWriter::Ingest>();
   ASSIGN_OR_RETURN(ingest->data, OpenData(name));
+  // Less than its size if a writer that filled it in several places was cut
+  // off: what is behind the first gap counts for nothing without it.
+  info->offset_bytes = files_.FirstHole(ingest->data.get(), info->offset_bytes);
   ingest->ref = options.ref;
   ingest->name = name;
   ingest->total_bytes =

@@ -63,6 +63,11 @@ class FsWriter final : public Writer {
 
   // A read-write descriptor of the ingest's data, its own open file.
   absl::StatusOr<os::UniqueFd> ShareFd();
+  // As far as the data was without a gap when the ingest was opened, or as
+  // Append(), Advance() and Truncate() have moved it since.
+  int64_t WholeBytes();
+  // Drops what is behind that.
+  absl::Status CutAtGap();
   // Bytes below `offset_bytes` are written for good: hashes them and starts
   // their way to the disk. kInvalidArgument: the file is shorter, or an earlier
   // call said more.

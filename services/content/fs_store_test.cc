@@ -295,6 +295,44 @@ class MeddlingFiles final : public FaultyFiles {
   int victim = -1;
 };
 
+TEST(FsStore, AGapIsWhereAReopenedIngestGoesOn) {
+  TempDir dir;
+  auto store = FsStore::Open(dir.path()).value();
+  const std::string data = RandomBytes(1 << 20);
+  const auto write = [&](int fd, size_t at, size_t size) {
+    ASSERT_EQ(::pwrite(fd, data.data() + at, size, static_cast<off_t>(at)),
+              static_cast<ssize_t>(size));
+  };
+  auto writer = store->OpenFsWriter({"r", 1 << 20, {}}).value();
+  os::UniqueFd fd = writer->ShareFd().value();
+  write(fd.get(), 0, 64 << 10);
+  write(fd.get(), 512 << 10, 64 << 10);
+  ASSERT_TRUE(writer->Advance(4096).ok());
+  writer.reset();
+  // What is behind the gap stays, for those who know.
+  writer = store->OpenFsWriter({"r", 1 << 20, {}}).value();
+  EXPECT_EQ(writer->WholeBytes(), 64 << 10);
+  EXPECT_EQ(fs::file_size("/proc/self/fd/" + std::to_string(fd.get())),
+            576u << 10);
+  write(fd.get(), 64 << 10, 448 << 10);
+  write(fd.get(), 576 << 10, 448 << 10);
+  ASSERT_TRUE(writer->Advance(1 << 20).ok());
+  const auto blob = writer->Commit({});
+  ASSERT_TRUE(blob.ok()) << blob.status();
+  EXPECT_EQ(blob->digest, Digest::Of(data));
+  // Others get it cut.
+  writer = store->OpenFsWriter({"s", 0, {}}).value();
+  fd = writer->ShareFd().value();
+  write(fd.get(), 0, 4096);
+  write(fd.get(), 512 << 10, 4096);
+  writer.reset();
+  auto plain = store->OpenWriter({"s", 0, {}}).value();
+  EXPECT_EQ(plain->Info().value().offset_bytes, 4096);
+  ASSERT_TRUE(plain->Append("x").ok());
+  EXPECT_EQ(plain->DigestSoFar().value(),
+            Digest::Of(data.substr(0, 4096) + "x"));
+}
+
 TEST(FsStore, AWriteDuringCommitIsNoticed) {
   TempDir dir;
   MeddlingFiles files;

@@ -117,6 +117,21 @@ absl::Status FsWriter::Truncate(int64_t size_bytes) {
   return absl::OkStatus();
 }
 
+int64_t FsWriter::WholeBytes() {
+  const std::lock_guard<std::mutex> lock(ingest_->mutex);
+  return ingest_->offset_bytes;
+}
+
+absl::Status FsWriter::CutAtGap() {
+  const std::lock_guard<std::mutex> lock(ingest_->mutex);
+  RETURN_IF_ERROR(CheckLive());
+  ASSIGN_OR_RETURN(const files::FileStat stat, StatData());
+  if (stat.size_bytes <= ingest_->offset_bytes) return absl::OkStatus();
+  const absl::Status cut =
+      store_->files_.Truncate(ingest_->data.get(), ingest_->offset_bytes);
+  return cut.ok() ? cut : Error(cut);
+}
+
 absl::StatusOr<os::UniqueFd> FsWriter::ShareFd() {
   const std::lock_guard<std::mutex> lock(ingest_->mutex);
   RETURN_IF_ERROR(CheckLive());
