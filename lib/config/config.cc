@@ -268,6 +268,12 @@ void ReadServices(Table* root, Config* config) {
                        &config->distribution.max_concurrent_unpacks, 1, 64);
   distribution.BindInt("max_concurrent_uploads",
                        &config->distribution.max_concurrent_uploads, 1, 64);
+  distribution.BindInt("max_streams_per_layer",
+                       &config->distribution.max_streams_per_layer, 1, 64);
+  distribution.BindInt("max_connections_per_host",
+                       &config->distribution.max_connections_per_host, 0, 1024);
+  distribution.BindInt("bandwidth_limit", &config->distribution.bandwidth_limit,
+                       0, int64_t{1} << 40);
   distribution.Bind("stall_timeout", &config->distribution.stall_timeout);
   distribution.Finish();
 

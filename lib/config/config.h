@@ -84,6 +84,9 @@ struct Config {
     int max_concurrent_downloads = 6;
     int max_concurrent_unpacks = 2;
     int max_concurrent_uploads = 3;
+    int max_streams_per_layer = 6;
+    int max_connections_per_host = 64;
+    int64_t bandwidth_limit = 0;  // Bytes a second each way; 0: none.
     absl::Duration stall_timeout = absl::Seconds(30);
   } distribution;
 

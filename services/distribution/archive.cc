@@ -140,6 +140,48 @@ class Inflater {
   ZSTD_DStream* zstd_ = nullptr;
 };
 
+class Deflater {
+ public:
+  explicit Deflater(ByteSource source)
+      : source_(std::move(source)), buffer_(kBufferBytes) {
+    std::memset(&gzip_, 0, sizeof(gzip_));
+    // 16: with a gzip header, which has no time in it.
+    ready_ = deflateInit2(&gzip_, Z_DEFAULT_COMPRESSION, Z_DEFLATED,
+                          MAX_WBITS + 16, 8, Z_DEFAULT_STRATEGY) == Z_OK;
+  }
+  ~Deflater() {
+    if (ready_) deflateEnd(&gzip_);
+  }
+
+  absl::StatusOr<size_t> Read(char* out, size_t size) {
+    if (!ready_) return absl::ResourceExhaustedError("gzip");
+    gzip_.next_out = reinterpret_cast<Bytef*>(out);
+    gzip_.avail_out = static_cast<uInt>(std::min<size_t>(size, 1 << 30));
+    const uInt room = gzip_.avail_out;
+    while (gzip_.avail_out == room && !done_) {
+      if (gzip_.avail_in == 0 && !over_) {
+        ASSIGN_OR_RETURN(const size_t got,
+                         source_(buffer_.data(), buffer_.size()));
+        over_ = got == 0;
+        gzip_.next_in = reinterpret_cast<Bytef*>(buffer_.data());
+        gzip_.avail_in = static_cast<uInt>(got);
+      }
+      const int result = deflate(&gzip_, over_ ? Z_FINISH : Z_NO_FLUSH);
+      if (result == Z_STREAM_END) done_ = true;
+      if (result == Z_STREAM_ERROR) return absl::InternalError("gzip");
+    }
+    return static_cast<size_t>(room - gzip_.avail_out);
+  }
+
+ private:
+  const ByteSource source_;
+  std::vector<char> buffer_;
+  z_stream gzip_;
+  bool ready_ = false;
+  bool over_ = false;
+  bool done_ = false;
+};
+
 int64_t Number(const char* field, size_t size) {
   const auto* bytes = reinterpret_cast<const unsigned char*>(field);
   if (bytes[0] & 0x80) {  // Base 256.
@@ -200,6 +242,12 @@ ByteSource Decompressed(ByteSource source) {
   auto inflater = std::make_shared<Inflater>(std::move(source));
   return
       [inflater](char* out, size_t size) { return inflater->Read(out, size); };
+}
+
+ByteSource Gzipped(ByteSource source) {
+  auto deflater = std::make_shared<Deflater>(std::move(source));
+  return
+      [deflater](char* out, size_t size) { return deflater->Read(out, size); };
 }
 
 absl::Status ReadAll(const ByteSource& source, size_t size_bytes_max,

@@ -27,6 +27,9 @@ using ByteSink = std::function<absl::Status(const char* data, size_t)>;
 // off; those of `source`.
 ByteSource Decompressed(ByteSource source);
 
+// `source` compressed with gzip; the same bytes give the same bytes.
+ByteSource Gzipped(ByteSource source);
+
 // All of `source` into `out`; kResourceExhausted past the limit.
 absl::Status ReadAll(const ByteSource& source, size_t size_bytes_max,
                      std::string* out);

@@ -12,6 +12,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "lib/base/status_macros.h"
+#include "services/distribution/url.h"
 
 namespace bulkhead::distribution {
 namespace {
@@ -22,6 +23,9 @@ constexpr char kClientId[] = "containerd-client";
 // The registries' default when a token does not say.
 constexpr absl::Duration kTokenLife = absl::Seconds(60);
 constexpr absl::Duration kTokenMargin = absl::Seconds(5);
+constexpr int kTokenAttemptsMax = 4;
+constexpr int kTokenRedirectsMax = 5;
+constexpr absl::Duration kTokenWait = absl::Milliseconds(200);
 
 std::string StringOf(const json& object, const char* key) {
   const auto found = object.find(key);
@@ -32,6 +36,43 @@ std::string StringOf(const json& object, const char* key) {
 std::string Parameter(const Challenge& challenge, const std::string& name) {
   const auto found = challenge.parameters.find(name);
   return found == challenge.parameters.end() ? "" : found->second;
+}
+
+// One request to a token server: tried again if it is busy, redirected on a
+// GET, but then without the secret if it leads to another server.
+absl::StatusOr<HttpResponse> AskTokens(HttpClient* http, HttpRequest request) {
+  absl::Duration wait = kTokenWait;
+  int hops = 0;
+  for (int attempt = 1;;) {
+    absl::StatusOr<HttpResponse> response = http->Do(request);
+    const bool busy = absl::IsUnavailable(response.status()) ||
+                      (response.ok() && (response->status == 429 ||
+                                         response->status / 100 == 5));
+    const bool gone = request.cancelled && request.cancelled();
+    if (busy && !gone && attempt++ < kTokenAttemptsMax) {
+      absl::SleepFor(wait);
+      wait *= 2;
+      continue;
+    }
+    if (!response.ok() || response->status / 100 != 3 ||
+        request.method != "GET") {
+      return response;
+    }
+    const std::string next =
+        ResolveUrl(request.url, response->Header("location"));
+    const std::string from = SplitUrl(request.url).origin;
+    const std::string to = SplitUrl(next).origin;
+    if (next.empty() || absl::StrContains(to, "@") ||
+        ++hops > kTokenRedirectsMax ||
+        (absl::StartsWith(from, "https:") && absl::StartsWith(to, "http:"))) {
+      return absl::UnauthenticatedError("its token server leads nowhere");
+    }
+    if (to != from) {
+      request.headers.clear();
+      request.tls = TlsOptions();
+    }
+    request.url = next;
+  }
 }
 
 }  // namespace
@@ -163,7 +204,7 @@ absl::Status HostAuth::FetchToken(const Challenge& challenge, bool secure,
                       UrlEncode(credentials_.username),
                       "&password=", UrlEncode(credentials_.secret));
     }
-    ASSIGN_OR_RETURN(response, http_->Do(request));
+    ASSIGN_OR_RETURN(response, AskTokens(http_, request));
     done = response.status != 400 && response.status != 401 &&
            response.status != 404 && response.status != 405;
   }
@@ -184,7 +225,7 @@ absl::Status HostAuth::FetchToken(const Challenge& challenge, bool secure,
       request.headers = {{"Authorization", BasicHeader(credentials_.username,
                                                        credentials_.secret)}};
     }
-    ASSIGN_OR_RETURN(response, http_->Do(request));
+    ASSIGN_OR_RETURN(response, AskTokens(http_, request));
   }
   if (response.status == 401 || response.status == 403) {
     return absl::UnauthenticatedError(

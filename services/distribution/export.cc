@@ -116,14 +116,24 @@ class Exporter {
     blobs_[BlobPath(node.digest)] = node;
     if (is_index) {
       ASSIGN_OR_RETURN(const oci::Index index, oci::ParseIndex(text));
+      absl::Status missing;
+      bool some = false;
       for (const Descriptor& child : index.manifests) {
         if (!request_.all_platforms && !child.platform.empty() &&
             Suits(child.platform) < 0) {
           continue;
         }
+        const absl::Status there =
+            context_.store->Open(child.digest.str()).status();
+        if (!request_.all_platforms && absl::IsNotFound(there)) {
+          // Maybe only another version of the same platform.
+          missing = Annotate(there, "manifest");
+          continue;
+        }
         RETURN_IF_ERROR(Node(child, depth + 1));
+        some = true;
       }
-      return absl::OkStatus();
+      return some ? absl::OkStatus() : missing;
     }
     ASSIGN_OR_RETURN(const oci::Manifest manifest, oci::ParseManifest(text));
     RETURN_IF_ERROR(Blob(manifest.config));
@@ -161,7 +171,14 @@ class Exporter {
   absl::Status Blob(const Descriptor& desc) {
     const std::string path = BlobPath(desc.digest);
     if (blobs_.count(path) > 0) return absl::OkStatus();
-    RETURN_IF_ERROR(context_.store->Open(desc.digest.str()).status());
+    const absl::Status there = context_.store->Open(desc.digest.str()).status();
+    if (absl::IsNotFound(there) && oci::IsLayerType(desc.media_type)) {
+      return absl::NotFoundError(absl::StrCat(
+          "layer ", desc.digest.str(),
+          " is not here: it was not fetched, since its files are here in "
+          "another compression. Pull the image again with --no-unpack"));
+    }
+    RETURN_IF_ERROR(there);
     blobs_[path] = desc;
     return absl::OkStatus();
   }
@@ -212,13 +229,27 @@ class Exporter {
 absl::Status Export(const FetchContext& context, const ExportRequest& request,
                     const ByteSink& archive) {
   context.progress->Event("Exporting");
-  if (request.names.empty()) {
+  if (request.names.empty() && request.prefixes.empty()) {
     return absl::InvalidArgumentError("an export needs the name of an image");
   }
-  Exporter exporter(context, request);
+  std::vector<ImageRecord> images;
   for (const std::string& name : request.names) {
-    ASSIGN_OR_RETURN(const ImageRecord image, context.store->GetImage(name));
-    RETURN_IF_ERROR(exporter.Add(image));
+    ASSIGN_OR_RETURN(ImageRecord image, context.store->GetImage(name));
+    images.push_back(std::move(image));
+  }
+  for (const std::string& prefix : request.prefixes) {
+    ASSIGN_OR_RETURN(std::vector<ImageRecord> found,
+                     context.store->ListImages(prefix));
+    if (found.empty()) {
+      return absl::NotFoundError(
+          absl::StrCat("no image whose name starts with ", prefix));
+    }
+    for (ImageRecord& image : found) images.push_back(std::move(image));
+  }
+  Exporter exporter(context, request);
+  std::set<std::string> seen;
+  for (const ImageRecord& image : images) {
+    if (seen.insert(image.name).second) RETURN_IF_ERROR(exporter.Add(image));
   }
   RETURN_IF_ERROR(exporter.Write(archive));
   context.progress->Event("Completed export");

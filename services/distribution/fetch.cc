@@ -15,6 +15,8 @@
 namespace bulkhead::distribution {
 namespace {
 
+using oci::Descriptor;
+
 constexpr int64_t kAdvanceBytes = 1 << 20;
 constexpr int kRoundsMax = 4;  // Reopenings after the metadata service's end.
 constexpr std::chrono::milliseconds kStopCheck(200);
@@ -208,18 +210,45 @@ absl::Status BlobFetch::RunOnce(bool* again) {
   show(false);
   context_.progress->Set(descriptor_, "downloading", offset, parents_);
 
-  absl::Status fetched = context_.registry->FetchBlob(
-      descriptor_, offset, [&](const char* data, size_t count) -> absl::Status {
-        RETURN_IF_ERROR(os::PWriteFull(ingest_->fd(), data, count, offset));
-        offset += static_cast<int64_t>(count);
-        if (offset - advanced >= kAdvanceBytes) {
-          advanced = offset;
-          RETURN_IF_ERROR(ingest_->Advance(offset));
-          show(false);
-        }
-        context_.progress->Bytes(descriptor_, offset);
-        return absl::OkStatus();
-      });
+  // An earlier attempt may have left more behind a gap.
+  const auto gaps = dataplane::Gaps(ingest_->fd(), offset, size);
+  const bool large =
+      context_.slots != nullptr && size - offset >= kRangesFromBytes;
+  if (!large && gaps.size() > 1) RETURN_IF_ERROR(ingest_->Truncate(offset));
+  int64_t there = size;
+  for (const auto& [begin, end] : gaps) there -= end - begin;
+  const int64_t start = offset;
+  const auto advance = [&](int64_t prefix) -> absl::Status {
+    offset = prefix;
+    if (offset - advanced < kAdvanceBytes) return absl::OkStatus();
+    advanced = offset;
+    RETURN_IF_ERROR(ingest_->Advance(offset));
+    show(false);
+    return absl::OkStatus();
+  };
+  absl::Status fetched;
+  if (large) {
+    RangeTarget target;
+    target.write = [&](int64_t at, const char* data, size_t count) {
+      return os::PWriteFull(ingest_->fd(), data, count, at);
+    };
+    target.advance = advance;
+    target.got = [&](int64_t got) {
+      context_.progress->Bytes(descriptor_, there + got);
+    };
+    fetched =
+        FetchInRanges(*context_.registry, descriptor_, gaps, context_.slots,
+                      context_.streams_per_blob_max, target, &offset);
+  } else {
+    fetched = context_.registry->FetchBlob(
+        descriptor_, start,
+        [&](const char* data, size_t count) -> absl::Status {
+          RETURN_IF_ERROR(os::PWriteFull(ingest_->fd(), data, count, offset));
+          const auto got = static_cast<int64_t>(count);
+          context_.progress->Bytes(descriptor_, offset + got);
+          return advance(offset + got);
+        });
+  }
   if (!fetched.ok()) {
     if (absl::IsDataLoss(fetched)) {
       (void)ingest_->Abort();  // Nothing worth resuming; it expires anyway.
@@ -251,6 +280,26 @@ absl::Status BlobFetch::RunOnce(bool* again) {
   context_.progress->Set(descriptor_, "complete", size);
   changed_.notify_all();
   return absl::OkStatus();
+}
+
+absl::Status BlobFetch::UseInstead(const Descriptor& other) {
+  ASSIGN_OR_RETURN(dataplane::OpenedBlob blob,
+                   context_.store->Open(other.digest.str()));
+  std::lock_guard<std::mutex> lock(mutex_);
+  wanted_ = false;
+  source_ = other;
+  source_.size_bytes = blob.size_bytes;
+  fd_ = std::move(blob.fd);
+  state_.fd = fd_.get();
+  state_.available_bytes = source_.size_bytes;
+  state_.complete = state_.committed = true;
+  return absl::OkStatus();
+}
+
+void BlobFetch::Skip() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  wanted_ = false;
+  state_.committed = true;
 }
 
 void BlobFetch::Run() {

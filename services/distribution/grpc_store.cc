@@ -1,5 +1,6 @@
 #include "services/distribution/grpc_store.h"
 
+#include <algorithm>
 #include <random>
 
 #include "absl/strings/match.h"
@@ -45,7 +46,7 @@ void Fill(const Labels& labels, Map* out) {
   for (const auto& [key, value] : labels) (*out)[key] = value;
 }
 
-std::vector<dataplane::Mount> FromProto(
+std::vector<dataplane::Mount> MountsFromProto(
     const google::protobuf::RepeatedPtrField<containerd::types::Mount>& list) {
   std::vector<dataplane::Mount> out;
   for (const auto& mount : list) {
@@ -104,6 +105,32 @@ class GrpcStore : public Store {
                   response.info().labels().end());
   }
 
+  absl::StatusOr<std::map<std::string, Digest>> FindByLabel(
+      const std::string& key, const std::vector<std::string>& values) override {
+    std::map<std::string, Digest> found;
+    if (values.empty()) return found;
+    content::ListContentRequest request;
+    for (const std::string& value : values) {
+      request.add_filters(
+          absl::StrCat("labels.\"", key, "\"==\"", value, "\""));
+    }
+    RETURN_IF_ERROR(Call([&](grpc::ClientContext* context) {
+      found.clear();
+      const auto reader = content_->List(context, request);
+      content::ListContentResponse response;
+      while (reader->Read(&response)) {
+        for (const content::Info& info : response.info()) {
+          const auto label = info.labels().find(key);
+          absl::StatusOr<Digest> digest = Digest::Parse(info.digest());
+          if (label == info.labels().end() || !digest.ok()) continue;
+          found.emplace(label->second, *std::move(digest));
+        }
+      }
+      return reader->Finish();
+    }));
+    return found;
+  }
+
   absl::Status SetBlobLabels(const std::string& digest,
                              const Labels& labels) override {
     content::UpdateRequest request;
@@ -141,7 +168,7 @@ class GrpcStore : public Store {
     RETURN_IF_ERROR(Call([&](grpc::ClientContext* context) {
       return snapshots_->Prepare(context, request, &response);
     }));
-    return FromProto(response.mounts());
+    return MountsFromProto(response.mounts());
   }
 
   absl::Status Commit(const std::string& snapshotter, const std::string& name,
@@ -205,14 +232,25 @@ class GrpcStore : public Store {
     RETURN_IF_ERROR(Call([&](grpc::ClientContext* context) {
       return images_->Get(context, request, &response);
     }));
-    const images::Image& image = response.image();
-    ImageRecord out{
-        image.name(), {image.labels().begin(), image.labels().end()}, {}};
-    out.target.media_type = image.target().media_type();
-    ASSIGN_OR_RETURN(out.target.digest, Digest::Parse(image.target().digest()));
-    out.target.size_bytes = image.target().size();
-    out.target.annotations = {image.target().annotations().begin(),
-                              image.target().annotations().end()};
+    return FromProto(response.image());
+  }
+
+  absl::StatusOr<std::vector<ImageRecord>> ListImages(
+      const std::string& prefix) override {
+    images::ListImagesResponse response;
+    RETURN_IF_ERROR(Call([&](grpc::ClientContext* context) {
+      return images_->List(context, images::ListImagesRequest(), &response);
+    }));
+    std::vector<ImageRecord> out;
+    for (const images::Image& image : response.images()) {
+      if (!HasNamePrefix(image.name(), prefix)) continue;
+      ASSIGN_OR_RETURN(ImageRecord record, FromProto(image));
+      out.push_back(std::move(record));
+    }
+    std::sort(out.begin(), out.end(),
+              [](const ImageRecord& a, const ImageRecord& b) {
+                return a.name < b.name;
+              });
     return out;
   }
 
@@ -243,6 +281,17 @@ class GrpcStore : public Store {
   }
 
  private:
+  static absl::StatusOr<ImageRecord> FromProto(const images::Image& image) {
+    ImageRecord out{
+        image.name(), {image.labels().begin(), image.labels().end()}, {}};
+    out.target.media_type = image.target().media_type();
+    ASSIGN_OR_RETURN(out.target.digest, Digest::Parse(image.target().digest()));
+    out.target.size_bytes = image.target().size();
+    out.target.annotations = {image.target().annotations().begin(),
+                              image.target().annotations().end()};
+    return out;
+  }
+
   absl::Status Call(
       const std::function<grpc::Status(grpc::ClientContext*)>& call) {
     return rpc::RetryUnavailable(kRetryFor, [&]() {

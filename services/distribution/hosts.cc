@@ -149,7 +149,7 @@ absl::StatusOr<RegistryHost> ReadHost(const toml::table& table,
   if (const toml::node* node = table.get("capabilities")) {
     ASSIGN_OR_RETURN(std::vector<std::string> names,
                      Strings(*node, "capabilities"));
-    out.pull = out.resolve = out.push = names.empty();
+    out.pull = out.resolve = out.push = out.referrers = names.empty();
     for (const std::string& name : names) {
       if (name == "pull") {
         out.pull = true;
@@ -157,7 +157,9 @@ absl::StatusOr<RegistryHost> ReadHost(const toml::table& table,
         out.resolve = true;
       } else if (name == "push") {
         out.push = true;
-      } else if (name != "referrers") {
+      } else if (name == "referrers") {
+        out.referrers = true;
+      } else {
         return Bad(absl::StrCat("unknown capability \"", name, "\""));
       }
     }

@@ -23,6 +23,7 @@ struct RegistryHost {
   bool pull = true;
   bool resolve = true;
   bool push = true;
+  bool referrers = true;
   TlsOptions tls;
   // Speak https first; plain http if the server does not speak TLS.
   bool https_first = false;

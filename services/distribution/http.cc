@@ -3,7 +3,9 @@
 #include <curl/curl.h>
 #include <malloc.h>
 
+#include <algorithm>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <map>
@@ -26,6 +28,9 @@ constexpr long kConnectionsMax = 32;
 constexpr int kPollMs = 30000;  // Idle for so long: connections are closed.
 constexpr size_t kCaBytesMax = 4 << 20;
 constexpr absl::Duration kCancelCheck = absl::Milliseconds(100);
+// The least share of the bandwidth limit that one request gets: well above
+// what counts as a stall.
+constexpr int64_t kShareBytesMin = 16 << 10;
 
 struct Job {
   const HttpRequest* request = nullptr;
@@ -69,6 +74,7 @@ size_t OnHeader(char* data, size_t unit, size_t count, void* user) {
   if (absl::StartsWith(line, "HTTP/")) {  // Also after a 100 Continue.
     job.response.headers.clear();
     const size_t space = line.find(' ');
+    job.response.version = line.substr(0, space);
     if (space == std::string::npos ||
         !absl::SimpleAtoi(line.substr(space + 1, 3), &job.response.status)) {
       job.response.status = 0;
@@ -135,8 +141,10 @@ size_t OnUpload(char* buffer, size_t unit, size_t count, void* user) {
   return size;
 }
 
-// libcurl sends a body again when a kept connection turns out to be dead.
+// libcurl sends a body again when a kept connection turns out to be dead. Not
+// one from a source: who knows how much of it has been taken.
 int OnSeek(void* user, curl_off_t offset, int origin) {
+  if (static_cast<Job*>(user)->request->source) return CURL_SEEKFUNC_FAIL;
   if (origin != SEEK_SET || offset < 0) return CURL_SEEKFUNC_FAIL;
   static_cast<Job*>(user)->sent_bytes = static_cast<size_t>(offset);
   return CURL_SEEKFUNC_OK;
@@ -145,6 +153,31 @@ int OnSeek(void* user, curl_off_t offset, int origin) {
 // A header value from outside must not start another header.
 bool HasLineBreak(const std::string& text) {
   return text.find_first_of(std::string("\r\n\0", 3)) != std::string::npos;
+}
+
+bool IsLoopbackUrl(const std::string& url) {
+  std::string host = url.substr(url.find("://") + 3);
+  host = host.substr(0, host.find_first_of("/?#"));
+  if (absl::StartsWith(host, "[")) return absl::StartsWith(host, "[::1]");
+  host = host.substr(0, host.find(':'));
+  return host == "localhost" ||
+         (absl::StartsWith(host, "127.") &&
+          host.find_first_not_of("0123456789.") == std::string::npos);
+}
+
+// libcurl reads the environment itself, but for HTTP_PROXY, which servers
+// that run CGI programs must not trust; this one runs none.
+void SetProxy(CURL* easy, const std::string& url) {
+  if (IsLoopbackUrl(url)) {
+    curl_easy_setopt(easy, CURLOPT_NOPROXY, "*");
+    return;
+  }
+  if (!absl::StartsWith(url, "http://")) return;
+  const char* const lower = std::getenv("http_proxy");
+  const char* const upper = std::getenv("HTTP_PROXY");
+  if (lower == nullptr && upper != nullptr) {
+    curl_easy_setopt(easy, CURLOPT_PROXY, upper);
+  }
 }
 
 absl::Status Prepare(const HttpRequest& request, const std::string& user_agent,
@@ -169,11 +202,12 @@ absl::Status Prepare(const HttpRequest& request, const std::string& user_agent,
                    request.sink == nullptr ? 16384L : kReceiveBufferBytes);
   curl_easy_setopt(easy, CURLOPT_URL, request.url.c_str());
   curl_easy_setopt(easy, CURLOPT_USERAGENT, user_agent.c_str());
+  SetProxy(easy, request.url);
   curl_easy_setopt(easy, CURLOPT_NETRC, static_cast<long>(CURL_NETRC_IGNORED));
   curl_easy_setopt(
       easy, CURLOPT_CONNECTTIMEOUT_MS,
       static_cast<long>(absl::ToInt64Milliseconds(request.connect_timeout)));
-  curl_easy_setopt(easy, CURLOPT_LOW_SPEED_LIMIT, 1L);
+  curl_easy_setopt(easy, CURLOPT_LOW_SPEED_LIMIT, kStallBytesPerSecond);
   curl_easy_setopt(
       easy, CURLOPT_LOW_SPEED_TIME,
       std::max(1L,
@@ -189,8 +223,11 @@ absl::Status Prepare(const HttpRequest& request, const std::string& user_agent,
     curl_easy_setopt(easy, CURLOPT_POSTFIELDS, request.body.c_str());
     curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE,
                      static_cast<curl_off_t>(request.body.size()));
-  } else if (request.method == "PUT") {
+  } else if (request.method == "PUT" || request.method == "PATCH") {
     curl_easy_setopt(easy, CURLOPT_UPLOAD, 1L);
+    if (request.method == "PATCH") {
+      curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, "PATCH");
+    }
     curl_easy_setopt(easy, CURLOPT_READFUNCTION, OnUpload);
     curl_easy_setopt(easy, CURLOPT_READDATA, job);
     curl_easy_setopt(easy, CURLOPT_SEEKFUNCTION, OnSeek);
@@ -262,6 +299,11 @@ absl::Status ResultStatus(const Job& job) {
     case CURLE_SSL_CACERT_BADFILE:
     case CURLE_SSL_ISSUER_ERROR:
       return absl::InvalidArgumentError(absl::StrCat("TLS files: ", text));
+    case CURLE_COULDNT_RESOLVE_PROXY:
+      return absl::UnavailableError(
+          absl::StrCat(text,
+                       " (from the environment's http_proxy or "
+                       "https_proxy)"));
     case CURLE_URL_MALFORMAT:
     case CURLE_UNSUPPORTED_PROTOCOL:
       return absl::InvalidArgumentError(text);
@@ -310,6 +352,13 @@ class CurlClient : public HttpClient {
     return std::move(job->response);
   }
 
+  void SetLimits(const HttpLimits& limits) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    limits_ = limits;
+    new_limits_ = true;
+    curl_multi_wakeup(multi_);
+  }
+
  private:
   static CURLM* NewMulti() {
     CURLM* multi = curl_multi_init();
@@ -332,25 +381,52 @@ class CurlClient : public HttpClient {
     const std::shared_ptr<Job> keep = found->second;
     running_.erase(found);
     curl_multi_remove_handle(multi_, job->easy);
+    changed_ = true;
     std::lock_guard<std::mutex> lock(job->mutex);
     job->result = result;
     job->done = true;
     job->changed.notify_all();
   }
 
+  // Gives each running request its share of the bandwidth. The loop's thread.
+  void Share(int64_t bytes_per_second) {
+    int64_t share = 0;
+    if (bytes_per_second > 0 && !running_.empty()) {
+      share = std::max(bytes_per_second / static_cast<int64_t>(running_.size()),
+                       kShareBytesMin);
+    }
+    for (const auto& [job, owner] : running_) {
+      curl_easy_setopt(job->easy, CURLOPT_MAX_RECV_SPEED_LARGE,
+                       static_cast<curl_off_t>(share));
+      curl_easy_setopt(job->easy, CURLOPT_MAX_SEND_SPEED_LARGE,
+                       static_cast<curl_off_t>(share));
+    }
+  }
+
   void Loop() {
     for (;;) {
       std::deque<std::shared_ptr<Job>> added;
       std::deque<std::shared_ptr<Job>> cancelled;
+      int64_t bytes_per_second;
       {
         std::lock_guard<std::mutex> lock(mutex_);
         if (stopping_) break;
         added.swap(added_);
         cancelled.swap(cancelled_);
+        bytes_per_second = limits_.bytes_per_second;
+        if (new_limits_) {
+          new_limits_ = false;
+          changed_ = true;
+          limited_ = limited_ || bytes_per_second > 0;
+          curl_multi_setopt(
+              multi_, CURLMOPT_MAX_HOST_CONNECTIONS,
+              static_cast<long>(limits_.connections_per_host_max));
+        }
       }
       if (!added.empty()) used_ = true;
       for (const auto& job : added) {
         running_[job.get()] = job;
+        changed_ = true;
         curl_multi_add_handle(multi_, job->easy);
       }
       for (const auto& job : cancelled) {
@@ -358,6 +434,8 @@ class CurlClient : public HttpClient {
         job->failed = absl::CancelledError("the transfer was cancelled");
         End(job.get(), CURLE_ABORTED_BY_CALLBACK);
       }
+      if (changed_ && limited_) Share(bytes_per_second);
+      changed_ = false;
       int active = 0;
       curl_multi_perform(multi_, &active);
       int left = 0;
@@ -389,6 +467,7 @@ class CurlClient : public HttpClient {
     if (!added_.empty()) return;
     curl_multi_cleanup(multi_);
     multi_ = NewMulti();
+    new_limits_ = true;
     used_ = false;
     malloc_trim(0);
   }
@@ -396,10 +475,14 @@ class CurlClient : public HttpClient {
   const std::string user_agent_;
   std::mutex mutex_;
   CURLM* multi_;  // Replaced by the loop's thread, under mutex_.
-  std::deque<std::shared_ptr<Job>> added_;        // Guarded by mutex_.
-  std::deque<std::shared_ptr<Job>> cancelled_;    // Guarded by mutex_.
-  bool stopping_ = false;                         // Guarded by mutex_.
-  bool used_ = false;                             // The loop's.
+  std::deque<std::shared_ptr<Job>> added_;      // Guarded by mutex_.
+  std::deque<std::shared_ptr<Job>> cancelled_;  // Guarded by mutex_.
+  bool stopping_ = false;                       // Guarded by mutex_.
+  HttpLimits limits_;                           // Guarded by mutex_.
+  bool new_limits_ = false;                     // Guarded by mutex_.
+  bool used_ = false;                           // The loop's.
+  bool changed_ = false;  // The loop's: other requests run than before.
+  bool limited_ = false;  // The loop's: there has been a bandwidth limit.
   std::map<Job*, std::shared_ptr<Job>> running_;  // The loop's.
   std::thread thread_;
 };

@@ -21,6 +21,7 @@ using oci::Descriptor;
 
 constexpr char kNameAnnotation[] = "io.containerd.image.name";
 constexpr char kRefAnnotation[] = "org.opencontainers.image.ref.name";
+constexpr char kUncompressed[] = "containerd.io/uncompressed";
 constexpr int64_t kAdvanceBytes = 1 << 20;
 constexpr size_t kBufferBytes = 256 << 10;
 constexpr int kLinksMax = 10;
@@ -50,8 +51,12 @@ Digest DigestOfPath(const std::string& name) {
 
 class Importer {
  public:
-  Importer(const FetchContext& context, const ByteSource& archive)
-      : context_(context), reader_(archive), session_(RandomName()) {}
+  Importer(const FetchContext& context, const ByteSource& archive,
+           bool force_compress)
+      : context_(context),
+        reader_(archive),
+        force_compress_(force_compress),
+        session_(RandomName()) {}
 
   // Takes in every entry; `found` becomes the archive's index.
   absl::StatusOr<Descriptor> ReadIndex() {
@@ -124,8 +129,10 @@ class Importer {
   }
 
   // One file into the store, under the digest it has; `expected` if known.
+  // Size -1: as much as comes.
   absl::StatusOr<Descriptor> Ingest(const Digest& expected, int64_t size,
-                                    const ByteSource& source) {
+                                    const ByteSource& source,
+                                    const Labels& labels = {}) {
     Descriptor out;
     out.digest = expected;
     out.size_bytes = size;
@@ -134,7 +141,8 @@ class Importer {
                          : absl::StrCat("import-", expected.str());
     absl::StatusOr<std::unique_ptr<dataplane::Ingest>> opened;
     for (;;) {
-      opened = context_.store->OpenIngest(ref, size, expected.str());
+      opened = context_.store->OpenIngest(ref, std::max<int64_t>(size, 0),
+                                          expected.str());
       if (!IsLocked(opened.status())) break;
       if (context_.stop->Stopped()) {
         return absl::CancelledError("the transfer was cancelled");
@@ -150,7 +158,11 @@ class Importer {
       std::vector<char> buffer(kBufferBytes);
       int64_t offset = 0;
       int64_t advanced = 0;
+      if (size < 0) out.size_bytes = 0;
       for (;;) {
+        if (context_.stop->Stopped()) {
+          return absl::CancelledError("the transfer was cancelled");
+        }
         size_t have = 0;  // Whole buffers: the stream's pieces are small.
         bool over = false;
         while (have < buffer.size() && !over) {
@@ -162,6 +174,7 @@ class Importer {
         RETURN_IF_ERROR(
             os::PWriteFull(ingest.fd(), buffer.data(), have, offset));
         offset += static_cast<int64_t>(have);
+        if (size < 0) out.size_bytes = offset;
         if (over) break;
         if (offset - advanced >= kAdvanceBytes) {
           advanced = offset;
@@ -169,7 +182,7 @@ class Importer {
         }
       }
     }
-    auto done = ingest.Commit(size, expected.str(), {});
+    auto done = ingest.Commit(out.size_bytes, expected.str(), labels);
     if (absl::IsAlreadyExists(done.status()) && !expected.empty()) return out;
     if (absl::IsFailedPrecondition(done.status())) {
       (void)ingest.Abort();
@@ -185,7 +198,8 @@ class Importer {
           Digest::Parse(at == std::string::npos ? text
                                                 : text.substr(at, 7 + 64)));
       // Takes it into the lease.
-      auto again = context_.store->OpenIngest(ref, size, out.digest.str());
+      auto again =
+          context_.store->OpenIngest(ref, out.size_bytes, out.digest.str());
       if (again.ok()) return absl::AbortedError("the blob has just gone");
       return out;
     }
@@ -259,6 +273,9 @@ class Importer {
         }
         ASSIGN_OR_RETURN(Descriptor desc, Find(layer.get<std::string>()));
         ASSIGN_OR_RETURN(desc.media_type, LayerType(desc));
+        if (desc.media_type == oci::kDockerLayer) {
+          RETURN_IF_ERROR(Compressed(&desc));
+        }
         manifest.layers.push_back(std::move(desc));
       }
       ASSIGN_OR_RETURN(const std::string config_text,
@@ -290,6 +307,47 @@ class Importer {
     return absl::OkStatus();
   }
 
+  // A plain layer by a compressed blob that unpacks to it, if there is one or
+  // one is to be made.
+  absl::Status Compressed(Descriptor* layer) {
+    const std::string diff_id = layer->digest.str();
+    ASSIGN_OR_RETURN(const auto found,
+                     context_.store->FindByLabel(kUncompressed, {diff_id}));
+    const auto other = found.find(diff_id);
+    if (other != found.end() && other->second != layer->digest) {
+      // Opening it as an ingest takes it into the lease.
+      auto taken = context_.store->OpenIngest(
+          absl::StrCat("import-", other->second.str()), 0, other->second.str());
+      if (absl::IsAlreadyExists(taken.status())) {
+        ASSIGN_OR_RETURN(const dataplane::OpenedBlob blob,
+                         context_.store->Open(other->second.str()));
+        layer->digest = other->second;
+        layer->size_bytes = blob.size_bytes;
+        ASSIGN_OR_RETURN(layer->media_type, LayerType(*layer));
+        return absl::OkStatus();
+      }
+      if (taken.ok()) (void)(*taken)->Abort();  // It has just gone.
+    }
+    if (!force_compress_) return absl::OkStatus();
+    ASSIGN_OR_RETURN(const dataplane::OpenedBlob blob,
+                     context_.store->Open(diff_id));
+    int64_t at = 0;
+    const ByteSource plain = [&](char* out,
+                                 size_t size) -> absl::StatusOr<size_t> {
+      ASSIGN_OR_RETURN(const size_t got,
+                       os::PReadFull(blob.fd.get(), out, size, at));
+      at += static_cast<int64_t>(got);
+      return got;
+    };
+    ASSIGN_OR_RETURN(Descriptor packed, Ingest(Digest(), -1, Gzipped(plain),
+                                               {{kUncompressed, diff_id}}));
+    RETURN_IF_ERROR(context_.store->SetBlobLabels(packed.digest.str(),
+                                                  {{kUncompressed, diff_id}}));
+    packed.media_type = oci::kDockerLayerGzip;
+    *layer = std::move(packed);
+    return absl::OkStatus();
+  }
+
   absl::StatusOr<std::string> LayerType(const Descriptor& desc) {
     ASSIGN_OR_RETURN(const dataplane::OpenedBlob blob,
                      context_.store->Open(desc.digest.str()));
@@ -308,6 +366,7 @@ class Importer {
 
   const FetchContext& context_;
   ArchiveReader reader_;
+  const bool force_compress_;
   const std::string session_;
   int files_read_ = 0;
   bool has_layout_ = false;
@@ -372,10 +431,11 @@ std::vector<std::string> NamesFor(const Descriptor& node,
 }  // namespace
 
 absl::Status Import(const FetchContext& context, const ByteSource& archive,
-                    const ImageDestination& image, const PullLimits& limits) {
+                    const ImportRequest& request, const PullLimits& limits) {
+  const ImageDestination& image = request.image;
   context.progress->Event("Importing");
   const ByteSource plain = Decompressed(archive);
-  Importer importer(context, plain);
+  Importer importer(context, plain, request.force_compress);
   ASSIGN_OR_RETURN(const Descriptor index, importer.ReadIndex());
   // To the end of the client's stream, so that it sees no broken pipe.
   char drop[16384];

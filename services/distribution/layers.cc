@@ -2,6 +2,7 @@
 
 #include <map>
 #include <random>
+#include <set>
 #include <thread>
 
 #include "absl/strings/escaping.h"
@@ -36,6 +37,31 @@ class Unpacker {
         chain_ids_(oci::ChainIds(plan.diff_ids)),
         layers_(blobs_.size()) {}
 
+  // How many layers from the first on the snapshotter has without us. The
+  // answer that ends it is kept for Layer().
+  absl::StatusOr<size_t> AskRemote() {
+    size_t have = 0;
+    for (; have < blobs_.size(); ++have) {
+      const std::string& name = chain_ids_[have].str();
+      const std::string key = ExtractKey(chain_ids_[have]);
+      auto prepared = context_.store->Prepare(
+          plan_.snapshotter, key, have == 0 ? "" : chain_ids_[have - 1].str(),
+          {{kSnapshotRef, name}});
+      if (prepared.ok()) {
+        first_ = have;
+        first_key_ = key;
+        first_mounts_ = *std::move(prepared);
+        break;
+      }
+      // Layer() asks again, and tells the client what is wrong.
+      if (!absl::IsAlreadyExists(prepared.status()) ||
+          !context_.store->StatSnapshot(plan_.snapshotter, name).ok()) {
+        break;
+      }
+    }
+    return have;
+  }
+
   // Unpacks layer `i` and commits it, and later ones that wait for it.
   absl::Status Layer(size_t i) {
     BlobFetch& blob = *blobs_[i];
@@ -46,7 +72,12 @@ class Unpacker {
     std::string key;
     std::vector<dataplane::Mount> mounts;
     bool present = false;
-    for (int attempt = 0; attempt < kStatTries && !present; ++attempt) {
+    if (!first_key_.empty() && i == first_) {
+      key = first_key_;
+      mounts = first_mounts_;
+    }
+    for (int attempt = 0; attempt < kStatTries && !present && key.empty();
+         ++attempt) {
       key = ExtractKey(chain_ids_[i]);
       auto prepared =
           context_.store->Prepare(plan_.snapshotter, key, parent, labels);
@@ -61,6 +92,7 @@ class Unpacker {
       }
       const absl::Status found =
           context_.store->StatSnapshot(plan_.snapshotter, name);
+      key.clear();
       if (found.ok()) {
         present = true;
       } else if (!absl::IsNotFound(found) || attempt + 1 == kStatTries) {
@@ -77,9 +109,11 @@ class Unpacker {
       RETURN_IF_ERROR(blob.WaitCommitted());
     }
     RETURN_IF_ERROR(Done(i, present ? "" : key));
-    RETURN_IF_ERROR(context_.store->SetBlobLabels(
-        blob.descriptor().digest.str(),
-        {{kUncompressed, plan_.diff_ids[i].str()}}));
+    if (blob.wanted()) {
+      RETURN_IF_ERROR(context_.store->SetBlobLabels(
+          blob.descriptor().digest.str(),
+          {{kUncompressed, plan_.diff_ids[i].str()}}));
+    }
     context_.progress->Set(blob.descriptor(), "extracted",
                            blob.descriptor().size_bytes);
     return absl::OkStatus();
@@ -113,7 +147,7 @@ class Unpacker {
 
   absl::Status Extract(BlobFetch& blob, const Digest& diff_id,
                        const std::vector<dataplane::Mount>& mounts) {
-    const oci::Descriptor& desc = blob.descriptor();
+    const oci::Descriptor& desc = blob.source();
     BlobFetch::State state = blob.WaitBytes(-1);
     RETURN_IF_ERROR(state.failed);
     auto session =
@@ -132,13 +166,14 @@ class Unpacker {
         state = blob.WaitBytes(sent);
         RETURN_IF_ERROR(state.failed);
       }
-      context_.progress->Set(desc, "extracting", state.available_bytes);
+      context_.progress->Set(blob.descriptor(), "extracting",
+                             state.available_bytes);
       applied = (*session)->Finish(desc.size_bytes);
       session->reset();
       RETURN_IF_ERROR(blob.WaitCommitted());
     } else if (absl::IsUnavailable(session.status())) {
       RETURN_IF_ERROR(blob.WaitCommitted());
-      context_.progress->Set(desc, "extracting", desc.size_bytes);
+      context_.progress->Set(blob.descriptor(), "extracting", desc.size_bytes);
       applied = context_.store->Apply(desc, mounts);
     } else {
       applied = session.status();
@@ -186,7 +221,49 @@ class Unpacker {
   std::mutex mutex_;
   std::vector<LayerState> layers_;  // Guarded by mutex_.
   size_t next_ = 0;                 // First not committed; guarded by mutex_.
+  // Prepared by AskRemote(): layer, key, mounts.
+  size_t first_ = 0;
+  std::string first_key_;
+  std::vector<dataplane::Mount> first_mounts_;
 };
+
+// Layers that the store lacks, but of which it has the same files in a blob
+// of another compression: that one serves. True if there are any.
+absl::StatusOr<bool> UseWhatIsThere(const FetchContext& context,
+                                    const UnpackPlan& plan,
+                                    const std::vector<BlobFetch*>& blobs) {
+  std::vector<size_t> missing;
+  std::vector<std::string> diff_ids;
+  for (size_t i = 0; i < blobs.size(); ++i) {
+    const std::string& digest = blobs[i]->descriptor().digest.str();
+    const absl::Status there = context.store->Open(digest).status();
+    if (there.ok()) continue;
+    if (!absl::IsNotFound(there)) return there;
+    missing.push_back(i);
+    diff_ids.push_back(plan.diff_ids[i].str());
+  }
+  ASSIGN_OR_RETURN(const auto found,
+                   context.store->FindByLabel(kUncompressed, diff_ids));
+  bool any = false;
+  for (const size_t i : missing) {
+    const auto other = found.find(plan.diff_ids[i].str());
+    if (other == found.end() || !blobs[i]->wanted()) continue;
+    oci::Descriptor source;
+    source.media_type = oci::kOciLayerGzip;  // What it is, its bytes tell.
+    source.digest = other->second;
+    if (!blobs[i]->UseInstead(source).ok()) continue;  // Just collected.
+    any = true;
+    context.progress->Set(blobs[i]->descriptor(), "already exists",
+                          blobs[i]->descriptor().size_bytes);
+  }
+  return any;
+}
+
+absl::Status FetchOnce(const FetchContext& outer,
+                       const std::vector<oci::Descriptor>& layers,
+                       const std::vector<std::string>& parents,
+                       int downloads_max, const UnpackPlan* plan,
+                       bool* used_others);
 
 }  // namespace
 
@@ -194,6 +271,29 @@ absl::Status FetchLayers(const FetchContext& context,
                          const std::vector<oci::Descriptor>& layers,
                          const std::vector<std::string>& parents,
                          int downloads_max, const UnpackPlan* plan) {
+  bool use_others = plan != nullptr && context.registry != nullptr;
+  const absl::Status status =
+      FetchOnce(context, layers, parents, downloads_max, plan, &use_others);
+  if (status.ok() || !use_others ||
+      (context.stop->client_gone && context.stop->client_gone())) {
+    return status;
+  }
+  // It may be the other blob that was no good.
+  log::Info("unpacking from other blobs failed",
+            {{"error", MessageOf(status)}});
+  context.stop->failed = false;
+  use_others = false;
+  return FetchOnce(context, layers, parents, downloads_max, plan, &use_others);
+}
+
+namespace {
+
+absl::Status FetchOnce(const FetchContext& outer,
+                       const std::vector<oci::Descriptor>& layers,
+                       const std::vector<std::string>& parents,
+                       int downloads_max, const UnpackPlan* plan,
+                       bool* used_others) {
+  FetchContext context = outer;
   if (plan != nullptr && plan->diff_ids.size() != layers.size()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "the manifest has ", layers.size(), " layers, but the image's config ",
@@ -219,26 +319,48 @@ absl::Status FetchLayers(const FetchContext& context,
     if (failed.ok()) failed = status;
     context.stop->failed = true;
   };
-  std::vector<std::thread> threads;
-  std::atomic<size_t> next_fetch{0};
-  const size_t fetchers =
-      std::min<size_t>(std::max(1, downloads_max), fetches.size());
-  for (size_t t = 0; t < fetchers; ++t) {
-    threads.emplace_back([&] {
-      for (size_t i; (i = next_fetch++) < fetches.size();) {
-        if (context.stop->Stopped()) {
-          fetches[i]->Fail(absl::CancelledError("the transfer was cancelled"));
-          continue;
-        }
-        fetches[i]->Run();
-        note(fetches[i]->WaitCommitted());
-      }
-    });
-  }
   std::unique_ptr<Unpacker> unpacker;
-  std::atomic<size_t> next_unpack{0};
   if (plan != nullptr) {
     unpacker = std::make_unique<Unpacker>(context, *plan, blobs);
+    size_t have = 0;
+    if (plan->remote && !plan->rebase) {
+      ASSIGN_OR_RETURN(have, unpacker->AskRemote());
+    }
+    const std::set<BlobFetch*> needed(blobs.begin() + static_cast<long>(have),
+                                      blobs.end());
+    for (size_t i = 0; i < have; ++i) {
+      if (needed.count(blobs[i]) == 0) blobs[i]->Skip();
+    }
+    if (*used_others) {
+      ASSIGN_OR_RETURN(*used_others, UseWhatIsThere(context, *plan, blobs));
+    }
+  }
+  std::vector<BlobFetch*> wanted;
+  for (const auto& fetch : fetches) {
+    if (fetch->wanted()) wanted.push_back(fetch.get());
+  }
+  std::vector<std::thread> threads;
+  std::atomic<size_t> next_fetch{0};
+  const int streams = std::max(1, downloads_max);
+  const size_t fetchers = std::min<size_t>(streams, wanted.size());
+  // What is left of the streams helps the large layers.
+  StreamSlots slots(streams - static_cast<int>(fetchers));
+  context.slots = &slots;
+  for (size_t t = 0; t < fetchers; ++t) {
+    threads.emplace_back([&] {
+      for (size_t i; (i = next_fetch++) < wanted.size();) {
+        if (context.stop->Stopped()) {
+          wanted[i]->Fail(absl::CancelledError("the transfer was cancelled"));
+          continue;
+        }
+        wanted[i]->Run();
+        note(wanted[i]->WaitCommitted());
+      }
+      slots.Give();
+    });
+  }
+  std::atomic<size_t> next_unpack{0};
+  if (plan != nullptr) {
     const size_t unpackers =
         plan->rebase
             ? std::min<size_t>(std::max(1, plan->unpacks_max), blobs.size())
@@ -259,5 +381,7 @@ absl::Status FetchLayers(const FetchContext& context,
   if (!failed.ok() && unpacker != nullptr) unpacker->DropUncommitted();
   return failed;
 }
+
+}  // namespace
 
 }  // namespace bulkhead::distribution

@@ -12,6 +12,7 @@
 
 #include "lib/os/fd.h"
 #include "services/distribution/progress.h"
+#include "services/distribution/ranges.h"
 #include "services/distribution/registry.h"
 #include "services/distribution/store.h"
 
@@ -32,6 +33,9 @@ struct FetchContext {
   StopFlag* stop = nullptr;
   std::string ns;        // Transfers in one namespace fetch each blob once.
   Labels source_labels;  // containerd.io/distribution.source.*
+  // Streams that blobs may use beside their first; null: none.
+  StreamSlots* slots = nullptr;
+  int streams_per_blob_max = 1;
 };
 
 // One blob on its way: the fetcher's thread writes, an unpacker reads behind.
@@ -41,13 +45,25 @@ class BlobFetch {
             std::vector<std::string> parents)
       : context_(context),
         descriptor_(std::move(descriptor)),
-        parents_(std::move(parents)) {}
+        parents_(std::move(parents)),
+        source_(descriptor_) {}
 
   const oci::Descriptor& descriptor() const { return descriptor_; }
 
   // Brings the blob into the content store, resuming what an earlier attempt
   // has left; at the end it is committed and verified, or nothing is there.
   void Run();
+  // Uses another blob of the store that unpacks to the same, instead of
+  // fetching. For WaitBytes() and `source()` only: the blob itself stays away.
+  // Errors: kNotFound.
+  absl::Status UseInstead(const oci::Descriptor& other);
+  // Nobody will read it: it need not be fetched.
+  void Skip();
+  // What WaitBytes() gives the bytes of.
+  const oci::Descriptor& source() const { return source_; }
+  // True if Run() brings the blob, or has brought it, into the store.
+  bool wanted() const { return wanted_; }
+
   // Takes `bytes`, already verified, instead of asking the registry.
   absl::Status Store(const std::string& bytes, const Labels& labels);
 
@@ -76,6 +92,9 @@ class BlobFetch {
   const FetchContext& context_;
   const oci::Descriptor descriptor_;
   const std::vector<std::string> parents_;
+  // Both change only while no other thread uses this blob.
+  oci::Descriptor source_;
+  bool wanted_ = true;
   std::mutex mutex_;
   std::condition_variable changed_;
   State state_;
@@ -89,11 +108,16 @@ struct UnpackPlan {
   // The snapshotter can set a snapshot's parent when it is committed: layers
   // are unpacked at the same time, else one after the other.
   bool rebase = false;
+  // It may know snapshots that nobody has unpacked here: it is asked first, and
+  // layers below the first that it lacks are not fetched.
+  bool remote = false;
   int unpacks_max = 1;
 };
 
-// Fetches `layers` (at most `downloads_max` at once) and, if `plan` is given,
-// unpacks each into a snapshot named by its chain id. Returns the first error.
+// Fetches `layers` (at most `downloads_max` streams at once) and, if `plan` is
+// given, unpacks each into a snapshot named by its chain id. With a plan, a
+// layer is not fetched if the store has another blob that unpacks to the same.
+// Returns the first error.
 absl::Status FetchLayers(const FetchContext& context,
                          const std::vector<oci::Descriptor>& layers,
                          const std::vector<std::string>& parents,

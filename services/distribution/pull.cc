@@ -138,7 +138,51 @@ class Puller {
       if (!done.insert(entry.digest.str()).second) continue;
       RETURN_IF_ERROR(Node(entry, false, below, depth + 1));
     }
-    return absl::OkStatus();
+    return depth == 0 ? Referrers(node, below) : absl::OkStatus();
+  }
+
+  // Signatures, SBOMs and the like: kept with what they are about.
+  absl::Status Referrers(const Descriptor& subject,
+                         const std::vector<std::string>& below) {
+    if (context_.registry == nullptr || !image_.all_metadata) {
+      return absl::OkStatus();
+    }
+    auto found = context_.registry->Referrers(subject.digest, "");
+    if (!found.ok()) {
+      if (absl::IsCancelled(found.status())) return found.status();
+      log::Warn("no list of referrers", {{"manifest", subject.digest.str()},
+                                         {"error", MessageOf(found.status())}});
+      return absl::OkStatus();
+    }
+    Labels labels;
+    for (const Descriptor& entry : *found) {
+      labels[kReferrerLabel + entry.digest.hex().substr(0, 12)] =
+          entry.digest.str();
+      RETURN_IF_ERROR(Artifact(entry, below));
+    }
+    if (labels.empty()) return absl::OkStatus();
+    return context_.store->SetBlobLabels(subject.digest.str(), labels);
+  }
+
+  // A manifest with all its blobs, whatever they are.
+  absl::Status Artifact(const Descriptor& node,
+                        const std::vector<std::string>& parents) {
+    if (++nodes_ > kManifestsMax) {
+      return absl::ResourceExhaustedError("the image has too many referrers");
+    }
+    if (!oci::IsManifestType(node.media_type)) return Blob(node, parents);
+    ASSIGN_OR_RETURN(const std::string text, Document(node, parents));
+    absl::StatusOr<oci::Manifest> manifest = oci::ParseManifest(text);
+    if (!manifest.ok()) return Annotate(manifest.status(), node.digest.str());
+    std::vector<Descriptor> children = {manifest->config};
+    children.insert(children.end(), manifest->layers.begin(),
+                    manifest->layers.end());
+    const std::vector<std::string> below = Below(parents, node);
+    for (const Descriptor& child : children) {
+      RETURN_IF_ERROR(Blob(child, below));
+    }
+    BlobFetch fetch(context_, node, parents);
+    return fetch.Store(text, oci::ChildLabels(children));
   }
 
   absl::Status Manifest(const Descriptor& node, bool wanted,
@@ -183,6 +227,7 @@ class Puller {
     RETURN_IF_ERROR(fetch.Store(text, oci::ChildLabels(children)));
     if (!wanted) return absl::OkStatus();
     found_ = true;
+    RETURN_IF_ERROR(Referrers(node, below));
     const std::vector<UnpackPlan> plans =
         is_image
             ? Plans(*manifest, config,
@@ -225,6 +270,13 @@ class Puller {
                                 const oci::ImageConfig& config,
                                 const oci::Platform& platform) const {
     std::vector<UnpackPlan> plans;
+    if (!platform.os.empty() && platform.os != oci::HostPlatform().os) {
+      if (!image_.unpacks.empty()) {
+        log::Warn("not unpacked: the image is for another system",
+                  {{"platform", oci::FormatPlatform(platform)}});
+      }
+      return plans;
+    }
     for (const Descriptor& layer : manifest.layers) {
       if (!oci::IsLayerType(layer.media_type)) {
         log::Info("not unpacked: a layer is no file system",
@@ -241,6 +293,7 @@ class Puller {
       plan.snapshotter = unpack.snapshotter;
       plan.diff_ids = config.diff_ids;
       plan.rebase = unpack.rebase;
+      plan.remote = unpack.remote;
       plan.unpacks_max = limits_.unpacks_max;
       plans.push_back(std::move(plan));
     }

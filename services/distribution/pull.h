@@ -12,11 +12,15 @@ namespace bulkhead::distribution {
 
 constexpr int kIndexDepthMax = 4;       // Indexes in indexes.
 constexpr size_t kManifestsMax = 1024;  // Fetched in one pull.
+// On a manifest, for each artifact about it; followed by 12 hexadecimal digits.
+inline constexpr char kReferrerLabel[] =
+    "containerd.io/gc.ref.content.referrer.sha256.";
 
 struct UnpackRequest {
   oci::Platform platform;   // Empty: any.
   std::string snapshotter;  // Not empty.
   bool rebase = false;
+  bool remote = false;  // See UnpackPlan.
 };
 
 struct ExtraReference {
@@ -31,7 +35,8 @@ struct ImageDestination {
   std::string name;
   Labels labels;
   std::vector<oci::Platform> platforms;  // Empty: all.
-  bool all_metadata = false;  // Manifests and configs of all platforms.
+  // Manifests and configs of all platforms, and what refers to the image.
+  bool all_metadata = false;
   uint32_t manifest_limit = 0;
   std::vector<ExtraReference> extra_references;
   std::vector<UnpackRequest> unpacks;

@@ -17,6 +17,11 @@ namespace {
 
 using oci::Descriptor;
 
+bool IsForeign(const Descriptor& layer) {
+  return absl::StrContains(layer.media_type, "foreign") ||
+         absl::StrContains(layer.media_type, "nondistributable");
+}
+
 struct Document {
   Descriptor desc;
   std::string text;
@@ -46,8 +51,12 @@ class Plan {
     ASSIGN_OR_RETURN(const Labels labels,
                      context_.store->BlobLabels(node.digest.str()));
     AddSources(labels, &sources);
+    for (const auto& [key, value] : labels) {
+      if (absl::StartsWith(key, kReferrerLabel)) referrers_.insert(value);
+    }
     if (is_index) {
       ASSIGN_OR_RETURN(const oci::Index index, oci::ParseIndex(*text));
+      const bool some = !request_.platforms.empty() && AnyHere(index);
       for (const Descriptor& child : index.manifests) {
         if (!Wanted(child)) {
           complete_ = false;
@@ -55,6 +64,10 @@ class Plan {
         }
         const absl::Status there =
             context_.store->Open(child.digest.str()).status();
+        if (absl::IsNotFound(there) && some) {
+          complete_ = false;  // Another version of the same platform.
+          continue;
+        }
         if (absl::IsNotFound(there)) {
           return absl::NotFoundError(absl::StrCat(
               "manifest ", child.digest.str(), " for ",
@@ -70,8 +83,9 @@ class Plan {
       ASSIGN_OR_RETURN(const oci::Manifest manifest, oci::ParseManifest(*text));
       RETURN_IF_ERROR(Blob(manifest.config, sources));
       for (const Descriptor& layer : manifest.layers) {
+        // Layers that must not be distributed stay where their URLs say.
+        if (IsForeign(layer) && !layer.urls.empty()) continue;
         const absl::Status status = Blob(layer, sources);
-        // Foreign layers stay where their URLs say.
         if (absl::IsNotFound(status) && !layer.urls.empty()) continue;
         RETURN_IF_ERROR(status);
       }
@@ -80,8 +94,27 @@ class Plan {
     return absl::OkStatus();
   }
 
+  // What refers to the manifests of the plan so far, as they are labelled.
+  absl::Status Referrers() {
+    const std::vector<std::string> referrers(referrers_.begin(),
+                                             referrers_.end());
+    for (const std::string& digest : referrers) {
+      Descriptor node;
+      ASSIGN_OR_RETURN(node.digest, Digest::Parse(digest));
+      absl::StatusOr<std::string> text =
+          ReadStoredDocument(*context_.store, node);
+      if (absl::IsNotFound(text.status())) continue;
+      RETURN_IF_ERROR(text.status());
+      node.media_type = oci::GuessMediaType(*text);
+      node.size_bytes = static_cast<int64_t>(text->size());
+      RETURN_IF_ERROR(Node(node, {}, 1));
+    }
+    return absl::OkStatus();
+  }
+
   struct BlobPlan {
     Descriptor desc;
+    bool here = true;  // False: of use only if the registry has it.
     std::vector<std::string> mount_from;  // Best first.
   };
   std::vector<BlobPlan>& blobs() { return blobs_; }
@@ -91,6 +124,14 @@ class Plan {
   const std::vector<Descriptor>& chosen() const { return chosen_; }
 
  private:
+  bool AnyHere(const oci::Index& index) const {
+    return std::any_of(index.manifests.begin(), index.manifests.end(),
+                       [&](const Descriptor& child) {
+                         return Wanted(child) &&
+                                context_.store->Open(child.digest.str()).ok();
+                       });
+  }
+
   bool Wanted(const Descriptor& child) const {
     if (request_.platforms.empty() || child.platform.empty()) return true;
     return std::any_of(request_.platforms.begin(), request_.platforms.end(),
@@ -121,10 +162,14 @@ class Plan {
   absl::Status Blob(const Descriptor& desc, std::set<std::string> sources) {
     const absl::StatusOr<Labels> labels =
         context_.store->BlobLabels(desc.digest.str());
-    RETURN_IF_ERROR(labels.status());
+    const bool here = labels.ok();
+    if (!here && (!absl::IsNotFound(labels.status()) ||
+                  !oci::IsLayerType(desc.media_type) || !desc.urls.empty())) {
+      return labels.status();
+    }
     if (!seen_.insert(desc.digest.str()).second) return absl::OkStatus();
-    AddSources(*labels, &sources);
-    BlobPlan plan{desc, {sources.begin(), sources.end()}};
+    if (here) AddSources(*labels, &sources);
+    BlobPlan plan{desc, here, {sources.begin(), sources.end()}};
     std::stable_sort(plan.mount_from.begin(), plan.mount_from.end(),
                      [&](const std::string& a, const std::string& b) {
                        return Shared(a, repository_) > Shared(b, repository_);
@@ -142,6 +187,7 @@ class Plan {
   std::vector<BlobPlan> blobs_;
   std::vector<Document> documents_;  // Children before parents.
   std::vector<Descriptor> chosen_;   // Of indexes.
+  std::set<std::string> referrers_;  // Digests.
 };
 
 absl::Status PushBlob(const FetchContext& context, Registry& registry,
@@ -151,6 +197,12 @@ absl::Status PushBlob(const FetchContext& context, Registry& registry,
   if (there) {
     context.progress->Set(desc, "already exists", desc.size_bytes);
     return absl::OkStatus();
+  }
+  if (!plan.here) {
+    return absl::NotFoundError(absl::StrCat(
+        "layer ", desc.digest.str(),
+        " is neither here nor there: the same files are here in another "
+        "compression. Pull the image again with --no-unpack to have it"));
   }
   ASSIGN_OR_RETURN(const dataplane::OpenedBlob blob,
                    context.store->Open(desc.digest.str()));
@@ -168,6 +220,32 @@ absl::Status PushBlob(const FetchContext& context, Registry& registry,
   context.progress->Set(desc, mounted ? "mounted" : "complete",
                         desc.size_bytes);
   return absl::OkStatus();
+}
+
+// An artifact about another manifest goes on that one's list, where the
+// registry does not keep it by itself.
+absl::Status LinkToSubject(Registry& registry, const Document& document) {
+  Descriptor entry = document.desc;
+  Digest subject;
+  if (oci::IsManifestType(entry.media_type)) {
+    ASSIGN_OR_RETURN(const oci::Manifest manifest,
+                     oci::ParseManifest(document.text));
+    subject = manifest.subject;
+    entry.artifact_type = manifest.artifact_type.empty()
+                              ? manifest.config.media_type
+                              : manifest.artifact_type;
+    entry.annotations = manifest.annotations;
+  } else {
+    ASSIGN_OR_RETURN(const oci::Index index, oci::ParseIndex(document.text));
+    subject = index.subject;
+    entry.artifact_type = index.artifact_type;
+    entry.annotations = index.annotations;
+  }
+  if (subject.empty()) return absl::OkStatus();
+  entry.urls.clear();
+  entry.platform = oci::Platform();
+  entry.data.clear();
+  return registry.LinkReferrer(entry, subject);
 }
 
 absl::Status PushBlobs(const FetchContext& context, Registry& registry,
@@ -218,6 +296,7 @@ absl::Status Push(const FetchContext& context, RegistryOptions options,
     plan = std::make_unique<Plan>(context, request, reference.repository);
     RETURN_IF_ERROR(Annotate(plan->Node(root, {}, 0), image.name));
   }
+  RETURN_IF_ERROR(Annotate(plan->Referrers(), image.name));
   std::set<std::string> mount_from;
   for (const auto& blob : plan->blobs()) {
     if (mount_from.size() < kMountSourcesMax) {
@@ -249,7 +328,10 @@ absl::Status Push(const FetchContext& context, RegistryOptions options,
     const auto size = static_cast<int64_t>(document.text.size());
     if (!there) {
       context.progress->Set(document.desc, "uploading", 0);
-      RETURN_IF_ERROR(registry.PushDocument(document.desc, document.text, tag));
+      ASSIGN_OR_RETURN(
+          const bool listed,
+          registry.PushDocument(document.desc, document.text, tag));
+      if (!listed) RETURN_IF_ERROR(LinkToSubject(registry, document));
     }
     context.progress->Set(document.desc, there ? "already exists" : "complete",
                           size);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -12,6 +13,7 @@
 #include "lib/log/log.h"
 #include "lib/os/fd.h"
 #include "lib/stats/stats.h"
+#include "services/distribution/registry_internal.h"
 #include "services/distribution/url.h"
 
 namespace bulkhead::distribution {
@@ -19,7 +21,6 @@ namespace {
 
 using oci::Descriptor;
 
-constexpr absl::Duration kBackOffStart = absl::Milliseconds(200);
 constexpr size_t kMessageBytesMax = 300;
 
 const std::string& ResolveAccept() {
@@ -80,31 +81,38 @@ absl::Duration RetryAfter(const HttpResponse& response,
   return std::min(wait, kRetryAfterMax);
 }
 
+// The headers, one a line behind `mark`, without what must not be seen.
+std::string ShownHeaders(
+    const char* mark,
+    const std::vector<std::pair<std::string, std::string>>& headers) {
+  std::string out;
+  for (const auto& [name, value] : headers) {
+    const std::string lower = absl::AsciiStrToLower(name);
+    std::string shown = value;
+    if (lower == "location" || lower == "link") shown = Shown(value);
+    if (absl::StrContains(lower, "authorization") ||
+        absl::StrContains(lower, "cookie") ||
+        absl::StrContains(lower, "token") || absl::StrContains(lower, "key") ||
+        absl::StrContains(lower, "secret")) {
+      shown = "(hidden)";
+    }
+    absl::StrAppend(&out, mark, name, ": ", shown, "\n");
+  }
+  return out;
+}
+
+}  // namespace
+
 bool NobodyThere(const absl::Status& status) {
   const std::string text = MessageOf(status);
   return absl::StrContains(text, "Could not resolve") ||
          absl::StrContains(text, "Failed to connect");
 }
 
-// UNAVAILABLE means that one of our services is down; a registry is not.
 absl::Status Final(const absl::Status& status) {
   if (!absl::IsUnavailable(status)) return status;
   return absl::UnknownError(status.message());
 }
-
-// "bytes 5-9/10" or "bytes 5-9/*".
-bool ParseContentRange(const std::string& text, int64_t* first,
-                       int64_t* total) {
-  if (!absl::StartsWith(text, "bytes ")) return false;
-  const size_t dash = text.find('-');
-  const size_t slash = text.find('/');
-  if (dash == std::string::npos || slash == std::string::npos) return false;
-  *total = -1;
-  (void)absl::SimpleAtoi(text.substr(slash + 1), total);  // "*": unknown.
-  return absl::SimpleAtoi(text.substr(6, dash - 6), first);
-}
-
-}  // namespace
 
 Url SplitUrl(const std::string& url) {
   const size_t scheme_end = url.find("://");
@@ -229,6 +237,21 @@ absl::StatusOr<HttpResponse> Registry::Follow(Host& host, const Ask& ask,
       absl::StrCat(host.config.host, ": more than 10 redirects"));
 }
 
+namespace {
+
+// A host that may be plain http does not speak TLS, as far as can be told.
+bool NoTlsThere(const absl::Status& status, const std::string& host) {
+  if (absl::IsAborted(status)) return true;
+  if (!absl::IsUnavailable(status)) return false;
+  const std::string text = MessageOf(status);
+  const bool has_port =
+      host.rfind(':') != std::string::npos && !absl::EndsWith(host, "]");
+  return absl::StrContains(text, "SSL connection timeout") ||
+         (!has_port && absl::StrContains(text, "Failed to connect"));
+}
+
+}  // namespace
+
 absl::StatusOr<HttpResponse> Registry::Send(Host& host, const Ask& ask) {
   const RegistryHost& config = host.config;
   absl::Duration wait = kBackOffStart;
@@ -280,6 +303,7 @@ absl::StatusOr<HttpResponse> Registry::Send(Host& host, const Ask& ask) {
         const size_t want = static_cast<size_t>(std::min<int64_t>(
             static_cast<int64_t>(size), ask.body_fd_bytes - offset));
         if (want == 0) return 0;
+        offset += ask.body_fd_offset;
         const absl::StatusOr<size_t> got =
             os::PReadFull(ask.body_fd, out, want, offset);
         if (!got.ok() || *got != want) return -1;
@@ -302,12 +326,13 @@ absl::StatusOr<HttpResponse> Registry::Send(Host& host, const Ask& ask) {
                      {{"registry", config.host}})
           ->Add();
     }
+    if (config.https_first && scheme == "https" &&
+        NoTlsThere(response.status(), config.host)) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      host.scheme = "http";
+      continue;
+    }
     if (absl::IsAborted(response.status()) && scheme == "https") {
-      if (config.https_first) {
-        std::lock_guard<std::mutex> lock(mutex_);
-        host.scheme = "http";
-        continue;
-      }
       return absl::FailedPreconditionError(absl::StrCat(
           config.host, ": ", MessageOf(response.status()),
           " (for a registry without TLS use --plain-http, or `server = "
@@ -319,7 +344,7 @@ absl::StatusOr<HttpResponse> Registry::Send(Host& host, const Ask& ask) {
           Annotate(response.status(), absl::StrCat("registry ", config.host));
       // With a sink the caller knows how far it got, and retries itself.
       if (!absl::IsUnavailable(failed) || ask.sink != nullptr ||
-          ask.body_fd >= 0 || attempt++ >= kAttemptsMax) {
+          ask.body_fd >= 0 || !ask.patient || attempt++ >= kAttemptsMax) {
         return failed;
       }
       if (NobodyThere(failed)) return failed;  // The next host may be.
@@ -343,7 +368,7 @@ absl::StatusOr<HttpResponse> Registry::Send(Host& host, const Ask& ask) {
       if (attempt++ >= kAttemptsMax) return response;
       continue;
     }
-    if (!IsRetryable(response->status) ||
+    if (!IsRetryable(response->status) || !ask.patient ||
         (ask.body_fd >= 0 && response->status != 429) ||
         attempt++ >= kAttemptsMax) {
       return response;
@@ -382,15 +407,24 @@ void Registry::Explain(const Host& host, const HttpRequest& request,
       absl::StrCat(request.method, " ", Shown(request.url), route, ", ", with,
                    ": ", result, ", ", absl::ToInt64Milliseconds(took), " ms");
   log::Debug("registry", {{"request", line}});
-  if (options_.explain) options_.explain(line + "\n");
+  std::string text = line + "\n";
+  if (options_.explain_headers) {
+    absl::StrAppend(&text, ShownHeaders("> ", request.headers));
+    if (response.ok()) {
+      absl::StrAppend(&text, "< ", response->version, " ", response->status,
+                      "\n", ShownHeaders("< ", response->headers));
+    }
+  }
+  if (options_.explain) options_.explain(text);
 }
 
-absl::StatusOr<Descriptor> Registry::ResolveAt(Host& host) {
+absl::StatusOr<Descriptor> Registry::ResolveAt(Host& host, bool patient) {
   const std::string object = options_.reference.Object();
   Ask ask;
   ask.method = "HEAD";
   ask.path = "manifests/" + object;
   ask.headers = {{"Accept", ResolveAccept()}};
+  ask.patient = patient;
   ask.body_bytes_max = oci::kDocumentBytesMax;
   ASSIGN_OR_RETURN(HttpResponse response, Send(host, ask));
   if (response.status == 404 && !options_.reference.digest.empty()) {
@@ -462,200 +496,12 @@ absl::StatusOr<Descriptor> Registry::Resolve() {
   absl::Status failed = NoSuchImage();
   for (const auto& host : hosts_) {
     if (!host->config.resolve) continue;
-    absl::StatusOr<Descriptor> got = ResolveAt(*host);
+    const bool last = host == hosts_.back();
+    absl::StatusOr<Descriptor> got = ResolveAt(*host, last);
     if (got.ok() || absl::IsCancelled(got.status())) return got;
     log::Debug("resolve", {{"host", host->config.host},
                            {"error", got.status().ToString()}});
     if (absl::IsNotFound(failed)) failed = got.status();
-  }
-  return Final(failed);
-}
-
-absl::StatusOr<std::string> Registry::FetchDocument(
-    const Descriptor& descriptor) {
-  if (descriptor.size_bytes > oci::kDocumentBytesMax) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        descriptor.digest.str(), ": ", descriptor.size_bytes,
-        " bytes, more than the limit of ", oci::kDocumentBytesMax));
-  }
-  std::string body;
-  if (static_cast<int64_t>(descriptor.data.size()) == descriptor.size_bytes &&
-      !descriptor.data.empty()) {
-    body = descriptor.data;
-  } else {
-    body.reserve(descriptor.size_bytes);
-    RETURN_IF_ERROR(FetchBlob(descriptor, 0, [&](const char* data, size_t n) {
-      body.append(data, n);
-      return absl::OkStatus();
-    }));
-  }
-  const Digest got = Digest::Of(body, descriptor.digest.algorithm());
-  if (got != descriptor.digest) {
-    return absl::DataLossError(absl::StrCat(
-        options_.reference.Locator(), ": wrong digest from the registry: got ",
-        got.str(), ", expected ", descriptor.digest.str()));
-  }
-  return body;
-}
-
-absl::Status Registry::FetchFrom(
-    Host* host, const std::string& url, const Descriptor& descriptor,
-    const std::function<absl::Status(const char*, size_t)>& sink,
-    int64_t* offset, bool* fatal) {
-  const std::string& digest = descriptor.digest.str();
-  const std::string where =
-      host != nullptr ? host->config.host : SplitUrl(url).origin;
-  const int64_t size = descriptor.size_bytes;
-  stats::Value* const received = stats::Counter(
-      "bulkhead_registry_received_bytes_total", {{"registry", where}});
-  int64_t skip = 0;
-  const auto wrong_length = [&](int64_t got) {
-    return absl::DataLossError(absl::StrCat(where, ": ", digest, " has ", got,
-                                            " bytes, expected ", size));
-  };
-  const auto on_headers = [&](const HttpResponse& response) -> absl::Status {
-    skip = 0;
-    if (response.status == 206) {
-      int64_t first = 0;
-      int64_t total = -1;
-      if (!ParseContentRange(response.Header("content-range"), &first,
-                             &total) ||
-          first != *offset) {
-        return absl::UnavailableError("a wrong Content-Range");
-      }
-      if (total >= 0 && total != size) return wrong_length(total);
-    } else if (response.status == 200) {
-      skip = *offset;  // No ranges here: drop what is there already.
-      int64_t length = 0;
-      if (absl::SimpleAtoi(response.Header("content-length"), &length) &&
-          length != size) {
-        return wrong_length(length);
-      }
-    }
-    const std::string encoding = response.Header("content-encoding");
-    if (response.status / 100 == 2 && !encoding.empty() &&
-        encoding != "identity") {
-      return absl::UnimplementedError(absl::StrCat(
-          where, ": ", digest, ": unasked-for content encoding ", encoding));
-    }
-    return absl::OkStatus();
-  };
-  const auto take = [&](const char* data, size_t count) -> absl::Status {
-    const size_t dropped = static_cast<size_t>(std::min<int64_t>(skip, count));
-    skip -= dropped;
-    data += dropped;
-    count -= dropped;
-    if (count == 0) return absl::OkStatus();
-    if (*offset + static_cast<int64_t>(count) > size) {
-      return absl::DataLossError(absl::StrCat(where, ": ", digest,
-                                              " is longer than the ", size,
-                                              " bytes expected"));
-    }
-    absl::Status status = sink(data, count);
-    if (!status.ok()) {
-      *fatal = true;
-      return status;
-    }
-    *offset += count;
-    received->Add(static_cast<int64_t>(count));
-    return absl::OkStatus();
-  };
-  Ask ask;
-  const bool document = oci::IsManifestType(descriptor.media_type) ||
-                        oci::IsIndexType(descriptor.media_type);
-  ask.path = absl::StrCat(document ? "manifests/" : "blobs/", digest);
-  ask.headers = {{"Accept", descriptor.media_type.empty()
-                                ? "*/*"
-                                : descriptor.media_type + ", */*"}};
-  if (*offset > 0) {
-    ask.headers.emplace_back("Range", absl::StrCat("bytes=", *offset, "-"));
-  }
-  ask.verified = true;
-  ask.on_headers = on_headers;
-  ask.sink = take;
-  HttpResponse response;
-  if (host != nullptr) {
-    ASSIGN_OR_RETURN(response, Send(*host, ask));
-    if (response.status == 404 && document) {
-      ask.path = "blobs/" + digest;  // Some registries keep it only there.
-      ASSIGN_OR_RETURN(response, Send(*host, ask));
-    }
-    if (response.status / 100 != 2) return ForStatus(*host, response, digest);
-  } else {
-    // The layer's own URL: no login, none of the registry's headers.
-    Host outside;
-    HttpRequest request;
-    request.url = url;
-    request.headers = ask.headers;
-    request.stall_timeout = options_.stall_timeout;
-    request.cancelled = options_.cancelled;
-    request.on_headers = on_headers;
-    request.sink = take;
-    outside.config.host = where;
-    ASSIGN_OR_RETURN(response, Follow(outside, ask, request, "http"));
-    if (response.status / 100 != 2) {
-      return ForStatus(outside, response, digest);
-    }
-  }
-  if (*offset < size) {
-    return absl::UnavailableError(absl::StrCat("registry ", where, ": ", digest,
-                                               " ended after ", *offset, " of ",
-                                               size, " bytes"));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Registry::FetchBlob(
-    const Descriptor& descriptor, int64_t offset,
-    const std::function<absl::Status(const char*, size_t)>& sink) {
-  if (offset >= descriptor.size_bytes && descriptor.size_bytes > 0) {
-    return absl::OkStatus();
-  }
-  struct Source {
-    Host* host;
-    std::string url;
-  };
-  std::vector<Source> sources;
-  for (const std::string& url : descriptor.urls) {
-    if (absl::StartsWith(url, "https://") || absl::StartsWith(url, "http://")) {
-      sources.push_back({nullptr, url});
-    }
-  }
-  for (const auto& host : hosts_) {
-    if (host->config.pull) sources.push_back({host.get(), ""});
-  }
-  absl::Status failed = absl::NotFoundError(absl::StrCat(
-      options_.reference.Locator(), ": no host to fetch ",
-      descriptor.digest.str(), " from (see `capabilities` in hosts.toml)"));
-  bool first = true;
-  int reopens = 0;
-  for (const Source& source : sources) {
-    int idle = 0;
-    absl::Duration wait = kBackOffStart;
-    for (;;) {
-      const int64_t before = offset;
-      bool fatal = false;
-      const absl::Status status =
-          FetchFrom(source.host, source.url, descriptor, sink, &offset, &fatal);
-      if (status.ok()) return status;
-      if (fatal || absl::IsCancelled(status)) return status;
-      log::Debug("fetch", {{"digest", descriptor.digest.str()},
-                           {"offset", std::to_string(offset)},
-                           {"error", status.ToString()}});
-      if (first || absl::IsNotFound(failed)) failed = status;
-      if (!absl::IsUnavailable(status)) break;
-      if (NobodyThere(status) && &source != &sources.back()) break;
-      idle = offset > before ? 0 : idle + 1;
-      if (offset > before) wait = kBackOffStart;
-      if (idle > kIdleReopensMax || ++reopens > kReopensMax) break;
-      Sleep(wait);
-      wait = std::min(wait * 2, absl::Seconds(5));
-    }
-    first = false;
-  }
-  if (!absl::StrContains(MessageOf(failed), descriptor.digest.str())) {
-    failed =
-        Annotate(failed, absl::StrCat("fetching ", descriptor.digest.str()));
   }
   return Final(failed);
 }

@@ -3,6 +3,7 @@
 #ifndef BULKHEAD_SERVICES_DISTRIBUTION_REGISTRY_H_
 #define BULKHEAD_SERVICES_DISTRIBUTION_REGISTRY_H_
 
+#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -23,6 +24,8 @@ constexpr int kAttemptsMax = 5;     // Of one request.
 constexpr int kIdleReopensMax = 3;  // Of a blob, without progress.
 constexpr int kReopensMax = 100;    // Of a blob, in all.
 constexpr int kRedirectsMax = 10;
+constexpr int kReferrerPagesMax = 16;
+constexpr size_t kReferrersMax = 4096;
 constexpr absl::Duration kRetryAfterMax = absl::Seconds(30);
 
 struct RegistryOptions {
@@ -41,6 +44,22 @@ struct RegistryOptions {
   // Gets a line for each request: where to, with which login, what came of it.
   // Never a secret. Called in the caller's threads.
   std::function<void(const std::string& line)> explain;
+  // The lines also tell the headers of requests and answers, secrets hidden.
+  bool explain_headers = false;
+};
+
+// A part of a blob that is being fetched.
+struct Stretch {
+  Stretch(int64_t at, int64_t end) : at_bytes(at), end_bytes(end) {}
+  std::atomic<int64_t> at_bytes;  // The next byte to come.
+  // May be lowered by others meanwhile, but not below what has come.
+  std::atomic<int64_t> end_bytes;
+  // Fails with kUnimplemented if the server would start from the beginning.
+  bool ranges_only = false;
+  // Ends the fetch with kCancelled when it becomes true.
+  const std::atomic<bool>* stop = nullptr;
+  // Set once the server has shown that it knows ranges.
+  std::atomic<bool> ranges{false};
 };
 
 // All errors name the registry and the object. Common ones:
@@ -57,11 +76,23 @@ class Registry {
   // A manifest, index or config, verified; at most oci::kDocumentBytesMax.
   absl::StatusOr<std::string> FetchDocument(const oci::Descriptor& descriptor);
 
+  // The manifests that name `subject` as theirs, of one artifact type or of
+  // all (""): from the referrers API, else from the tag that stands in for it.
+  // None is OK.
+  absl::StatusOr<std::vector<oci::Descriptor>> Referrers(
+      const Digest& subject, const std::string& artifact_type);
+
   // The bytes of a blob from `offset_bytes` on, in order. `sink` gets each
   // once, whatever is retried; its error ends the fetch. Checks the length;
   // the digest is the caller's to check. Sinks run in the HTTP thread.
   absl::Status FetchBlob(
       const oci::Descriptor& descriptor, int64_t offset_bytes,
+      const std::function<absl::Status(const char*, size_t)>& sink);
+
+  // The same for a part of it; moves `stretch->at_bytes` after each call of
+  // `sink`, up to `stretch->end_bytes`.
+  absl::Status FetchStretch(
+      const oci::Descriptor& descriptor, Stretch* stretch,
       const std::function<absl::Status(const char*, size_t)>& sink);
 
   // Pushing goes to the first host that may. With `tag` the question is
@@ -75,8 +106,13 @@ class Registry {
   absl::StatusOr<bool> PushBlob(const oci::Descriptor& descriptor, int fd,
                                 const std::vector<std::string>& mount_from,
                                 const std::function<void(int64_t)>& sent);
-  absl::Status PushDocument(const oci::Descriptor& descriptor,
-                            const std::string& bytes, const std::string& tag);
+  // True if the registry says that it keeps the list of a subject's referrers.
+  absl::StatusOr<bool> PushDocument(const oci::Descriptor& descriptor,
+                                    const std::string& bytes,
+                                    const std::string& tag);
+  // Puts `referrer` on the list under the subject's fallback tag.
+  absl::Status LinkReferrer(const oci::Descriptor& referrer,
+                            const Digest& subject);
 
  private:
   struct Host {
@@ -91,11 +127,14 @@ class Registry {
     std::string url;   // Instead of a path: where an upload goes on.
     std::string body;
     int body_fd = -1;  // Instead of `body`: this many bytes of a file.
+    int64_t body_fd_offset = 0;
     int64_t body_fd_bytes = 0;
     std::function<void(int64_t)> sent;
     std::vector<std::pair<std::string, std::string>> headers;
     size_t body_bytes_max = 0;
     bool verified = false;  // The caller checks the bytes by digest.
+    bool patient = true;    // There is no other host to try instead.
+    const std::atomic<bool>* stop = nullptr;
     std::function<absl::Status(const HttpResponse&)> on_headers;
     std::function<absl::Status(const char*, size_t)> sink;
   };
@@ -106,19 +145,24 @@ class Registry {
                                       HttpRequest request,
                                       const std::string& used_scheme);
   std::string SchemeOf(Host& host);
-  absl::StatusOr<oci::Descriptor> ResolveAt(Host& host);
+  absl::StatusOr<oci::Descriptor> ResolveAt(Host& host, bool patient);
   absl::Status FetchFrom(
-      Host* host, const std::string& url, const oci::Descriptor& descriptor,
+      Host* host, const std::string& url, bool last,
+      const oci::Descriptor& descriptor, Stretch* stretch,
       const std::function<absl::Status(const char*, size_t)>& sink,
-      int64_t* offset_bytes, bool* fatal);
+      bool* fatal);
   absl::Status ForStatus(const Host& host, const HttpResponse& response,
                          const std::string& object) const;
   absl::Status NoSuchImage() const;
   absl::StatusOr<Host*> PushHost();
-  absl::StatusOr<bool> PushBlobOnce(Host& host,
-                                    const oci::Descriptor& descriptor, int fd,
-                                    const std::string& mount_from,
-                                    const std::function<void(int64_t)>& sent);
+  struct Upload;
+  absl::StatusOr<bool> StartUpload(Host& host, Upload* upload,
+                                   const std::string& mount_from);
+  absl::Status FinishUpload(Host& host, Upload* upload);
+  absl::Status SendRest(Host& host, Upload* upload);
+  void AskSession(Host& host, Upload* upload);
+  bool TakeLocation(Host& host, const HttpResponse& response,
+                    const std::string& base, Upload* upload);
   void Explain(const Host& host, const HttpRequest& request,
                const std::string& login,
                const absl::StatusOr<HttpResponse>& response,

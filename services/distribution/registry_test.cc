@@ -5,6 +5,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "lib/base/status_macros.h"
 #include "services/distribution/fake_server.h"
 
@@ -375,6 +376,127 @@ TEST(Registry, FallsBackFromHttpsAndToTheNextHost) {
     options->hosts.insert(options->hosts.begin(), dead);
   });
   EXPECT_EQ(Fetch(registry, Blob("hello")).value(), "hello");
+}
+
+TEST(Registry, ABusyTokenServerIsAskedAgainAndARedirectGetsNoSecret) {
+  int asked = 0;
+  FakeServer elsewhere([&](const FakeRequest& request) {
+    EXPECT_EQ(request.headers.count("authorization"), 0u);
+    return Answer(200, "", R"({"token":"t1"})");
+  });
+  FakeServer tokens([&](const FakeRequest& request) {
+    if (request.method == "POST") return Answer(404, "", "");
+    if (++asked == 1) return Answer(503, "", "");
+    EXPECT_EQ(request.headers.at("authorization"), BasicHeader("me", "pw"));
+    return Answer(
+        307, absl::StrCat("Location: http://", elsewhere.host(), "/t\r\n"), "");
+  });
+  FakeServer server([&](const FakeRequest& request) {
+    const auto found = request.headers.find("authorization");
+    if (found != request.headers.end() && found->second == "Bearer t1") {
+      return Answer(200, "", "hello");
+    }
+    return Answer(401,
+                  absl::StrCat("WWW-Authenticate: Bearer realm=\"http://",
+                               tokens.host(), "/token\"\r\n"),
+                  "");
+  });
+  Registry registry = Open(server, [&](RegistryOptions* options) {
+    options->credentials = Always("me", "pw");
+  });
+  EXPECT_EQ(Fetch(registry, Blob("hello")).value(), "hello");
+  EXPECT_EQ(asked, 2);
+}
+
+TEST(Registry, RefreshTokensAreTradedIn) {
+  FakeServer tokens([&](const FakeRequest& request) {
+    EXPECT_TRUE(absl::StrContains(
+        request.body, "grant_type=refresh_token&refresh_token=r%2F1"));
+    return Answer(200, "", R"({"access_token":"t1"})");
+  });
+  FakeServer server([&](const FakeRequest& request) {
+    const auto found = request.headers.find("authorization");
+    if (found != request.headers.end()) return Answer(200, "", "hello");
+    return Answer(401,
+                  absl::StrCat("WWW-Authenticate: Bearer realm=\"http://",
+                               tokens.host(), "/token\"\r\n"),
+                  "");
+  });
+  Registry registry = Open(server, [&](RegistryOptions* options) {
+    options->credentials = [](const std::string&,
+                              const std::vector<std::string>&) {
+      return Credentials{"", "r/1", true};
+    };
+  });
+  EXPECT_EQ(Fetch(registry, Blob("hello")).value(), "hello");
+}
+
+TEST(Registry, OnlyTheLastHostIsWaitedFor) {
+  FakeServer mirror([&](const FakeRequest&) {
+    return Answer(503, "Retry-After: 20\r\n", "");
+  });
+  FakeServer server(
+      [&](const FakeRequest&) { return Answer(200, "", "hello"); });
+  Registry registry = Open(server, [&](RegistryOptions* options) {
+    RegistryHost first = options->hosts[0];
+    first.host = mirror.host();
+    options->hosts.insert(options->hosts.begin(), first);
+  });
+  const absl::Time began = absl::Now();
+  EXPECT_EQ(Fetch(registry, Blob("hello")).value(), "hello");
+  EXPECT_LT(absl::Now() - began, absl::Seconds(10));
+  EXPECT_EQ(mirror.requests().size(), 1u);
+}
+
+TEST(Registry, AStretchEndsWhereItIsTold) {
+  const std::string bytes = "0123456789";
+  bool ranges = true;
+  FakeServer server([&](const FakeRequest& request) {
+    if (!ranges) return Answer(200, "", bytes);
+    EXPECT_EQ(request.headers.at("range"), "bytes=2-6");
+    return Answer(206, "Content-Range: bytes 2-6/10\r\n", bytes.substr(2, 5));
+  });
+  Registry registry = Open(server);
+  std::string got;
+  const auto sink = [&](const char* data, size_t size) {
+    got.append(data, size);
+    return absl::OkStatus();
+  };
+  Stretch stretch(2, 7);
+  stretch.ranges_only = true;
+  ASSERT_TRUE(registry.FetchStretch(Blob(bytes), &stretch, sink).ok());
+  EXPECT_EQ(got, "23456");
+  EXPECT_TRUE(stretch.ranges);
+  ranges = false;
+  Stretch refused(2, 7);
+  refused.ranges_only = true;
+  EXPECT_TRUE(absl::IsUnimplemented(
+      registry.FetchStretch(Blob(bytes), &refused, sink)));
+  got.clear();
+  Stretch skipped(2, 7);  // Whatever is before, and behind, is dropped.
+  ASSERT_TRUE(registry.FetchStretch(Blob(bytes), &skipped, sink).ok());
+  EXPECT_EQ(got, "23456");
+}
+
+TEST(Registry, HeadersAreShownWithoutSecrets) {
+  FakeServer server([&](const FakeRequest& request) {
+    if (request.headers.count("authorization") == 0) {
+      return Answer(401, "WWW-Authenticate: Basic realm=\"x\"\r\n", "");
+    }
+    return Answer(200, "Set-Cookie: crumb\r\nX-Seen: yes\r\n", "hello");
+  });
+  std::string lines;
+  Registry registry = Open(server, [&](RegistryOptions* options) {
+    options->credentials = Always("me", "pw");
+    options->explain_headers = true;
+    options->explain = [&](const std::string& line) { lines += line; };
+  });
+  EXPECT_EQ(Fetch(registry, Blob("hello")).value(), "hello");
+  EXPECT_TRUE(absl::StrContains(lines, "> Authorization: (hidden)")) << lines;
+  EXPECT_TRUE(absl::StrContains(lines, "< HTTP/1.1 200")) << lines;
+  EXPECT_TRUE(absl::StrContains(lines, "x-seen: yes")) << lines;
+  EXPECT_FALSE(absl::StrContains(lines, "crumb")) << lines;
+  EXPECT_FALSE(absl::StrContains(lines, BasicHeader("me", "pw"))) << lines;
 }
 
 TEST(Registry, StalledServerAndCancelling) {

@@ -1,10 +1,19 @@
 #include "services/distribution/store.h"
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
 #include "lib/os/fd.h"
 
 namespace bulkhead::distribution {
+
+bool HasNamePrefix(const std::string& name, const std::string& prefix) {
+  if (prefix.empty() || name == prefix) return true;
+  if (!absl::StartsWith(name, prefix)) return false;
+  const char last = prefix.back();
+  const char next = name[prefix.size()];
+  return last == '/' || next == '/' || next == ':' || next == '@';
+}
 
 absl::StatusOr<std::string> ReadStoredDocument(
     Store& store, const oci::Descriptor& descriptor) {

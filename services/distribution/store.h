@@ -37,6 +37,9 @@ class Store {
   virtual absl::StatusOr<dataplane::OpenedBlob> Open(
       const std::string& digest) = 0;
   virtual absl::StatusOr<Labels> BlobLabels(const std::string& digest) = 0;
+  // For each of `values` that some blob has in its label `key`: such a blob.
+  virtual absl::StatusOr<std::map<std::string, Digest>> FindByLabel(
+      const std::string& key, const std::vector<std::string>& values) = 0;
   // Sets these labels, leaves others.
   virtual absl::Status SetBlobLabels(const std::string& digest,
                                      const Labels& labels) = 0;
@@ -62,9 +65,16 @@ class Store {
       const std::vector<dataplane::Mount>& mounts) = 0;
 
   virtual absl::StatusOr<ImageRecord> GetImage(const std::string& name) = 0;
+  // Those whose name is `prefix`, or starts with it and "/", ":" or "@";
+  // sorted. Empty: all.
+  virtual absl::StatusOr<std::vector<ImageRecord>> ListImages(
+      const std::string& prefix) = 0;
   // Creates it, or replaces labels and target.
   virtual absl::Status PutImage(const ImageRecord& image) = 0;
 };
+
+// True if `name` is `prefix`, or goes on after it with "/", ":" or "@".
+bool HasNamePrefix(const std::string& name, const std::string& prefix);
 
 // A manifest, index or config out of the store, its digest verified.
 // Errors: kNotFound: not there. kDataLoss: other bytes than the descriptor

@@ -224,10 +224,16 @@ ImageDestination DestinationOf(const transfer::ImageStore& destination,
     } else {
       const auto& list = proxy->second.capabilities;
       out.rebase = std::count(list.begin(), list.end(), kRebaseCapability) > 0;
+      out.remote = true;
     }
     image.unpacks.push_back(std::move(out));
   }
   return image;
+}
+
+HttpLimits HttpLimitsOf(const config::Config& config) {
+  return {config.distribution.bandwidth_limit,
+          config.distribution.max_connections_per_host};
 }
 
 PullLimits LimitsOf(const config::Config& config) {
@@ -242,9 +248,12 @@ TransferService::TransferService(const config::Config& config,
     : config_(config),
       peers_(Peers::For(config)),
       streams_(streams),
-      http_(http) {}
+      http_(http) {
+  http_->SetLimits(HttpLimitsOf(config));
+}
 
 void TransferService::Reload(const config::Config& config) {
+  http_->SetLimits(HttpLimitsOf(config));
   std::lock_guard<std::mutex> lock(mutex_);
   config_.distribution = config.distribution;
   config_.metadata = config.metadata;
@@ -344,6 +353,7 @@ absl::StatusOr<RegistryOptions> TransferService::OptionsFor(
                           : resolver.host_dir();
   hosts.default_scheme = resolver.default_scheme();
   ASSIGN_OR_RETURN(options.hosts, HostsFor(options.reference.host, hosts));
+  options.explain_headers = resolver.http_debug() != transfer::DISABLED;
   options.headers = {resolver.headers().begin(), resolver.headers().end()};
   options.stall_timeout = config.distribution.stall_timeout;
   options.cancelled = [stop = &call.stop] { return stop->Stopped(); };
@@ -371,6 +381,10 @@ absl::StatusOr<RegistryOptions> TransferService::OptionsFor(
       // A client that does not listen any more misses only lines.
       (void)sink(line.data(), line.size());
     };
+  } else if (options.explain_headers) {
+    options.explain = [](const std::string& line) {
+      log::Info("registry", {{"request", line}});
+    };
   }
   return options;
 }
@@ -397,6 +411,7 @@ absl::Status TransferService::PullImage(Call& call) {
   fetch.source_labels = {
       {kSourceLabel + HostWithoutPort(reference.host), reference.repository}};
   Registry registry(std::move(options));
+  fetch.streams_per_blob_max = config.distribution.max_streams_per_layer;
   fetch.registry = &registry;
   fetch.store = store.get();
   fetch.progress = call.progress.get();
@@ -442,9 +457,6 @@ absl::Status TransferService::ImportImages(Call& call) {
   if (!destination.ParseFromString(call.request->destination().value())) {
     return absl::InvalidArgumentError("malformed ImageStore");
   }
-  if (source.force_compress()) {
-    return absl::UnimplementedError("compressing layers at an import");
-  }
   ASSIGN_OR_RETURN(std::shared_ptr<Stream> stream,
                    streams_->Get(call.ns, source.stream()));
   call.streams.push_back(stream);
@@ -458,8 +470,10 @@ absl::Status TransferService::ImportImages(Call& call) {
   fetch.stop = &call.stop;
   fetch.ns = call.ns;
   const Watchdog watchdog(&call.stop, stream);
-  return Import(fetch, ReadFrom(stream), DestinationOf(destination, config),
-                LimitsOf(config));
+  ImportRequest request;
+  request.image = DestinationOf(destination, config);
+  request.force_compress = source.force_compress();
+  return Import(fetch, ReadFrom(stream), request, LimitsOf(config));
 }
 
 absl::Status TransferService::ExportImages(Call& call) {
@@ -477,10 +491,8 @@ absl::Status TransferService::ExportImages(Call& call) {
   ExportRequest request;
   if (!source.name().empty()) request.names.push_back(source.name());
   for (const auto& extra : source.extra_references()) {
-    if (extra.is_prefix()) {
-      return absl::UnimplementedError("exporting by prefix of names");
-    }
-    request.names.push_back(extra.name());
+    (extra.is_prefix() ? request.prefixes : request.names)
+        .push_back(extra.name());
   }
   for (const auto& platform : destination.platforms()) {
     request.platforms.push_back(FromProto(platform));
