@@ -189,6 +189,7 @@ int RemoveImages(Session& session, const std::vector<std::string>& names,
 
 void AddImageCommands(Command& root) {
   auto pull = std::make_shared<PullOptions>();
+  auto no_unpack = std::make_shared<bool>(false);
   pull->snapshotter.clear();
   root.Sub("pull", "Pull an image from a registry and unpack it")
       .Flag("-q,--quiet", &pull->quiet, "Print only the digest")
@@ -198,13 +199,19 @@ void AddImageCommands(Command& root) {
       .Option("-u,--user", &pull->user, "Credentials [~/.docker/config.json]",
               "USER:PASSWORD")
       .Option("--snapshotter", &pull->snapshotter, "Snapshotter [overlayfs]")
+      .Flag("--no-unpack", no_unpack.get(), "Only store it, every layer")
+      .Flag("--all-metadata", &pull->all_metadata,
+            "Also the manifests of other platforms, signatures and the like")
       .Option("--hosts-dir", &pull->hosts_dir,
               "Folder with hosts.toml files [the server's]", "DIR")
       .Argument("IMAGE", &pull->reference, "Such as debian:12")
       .Examples(
           "  bulkhead pull debian:12\n"
           "  bulkhead pull --plain-http localhost:5000/busybox")
-      .Does([pull](Session& session) { return Pull(session, *pull); });
+      .Does([pull, no_unpack](Session& session) {
+        pull->unpack = !*no_unpack;
+        return Pull(session, *pull);
+      });
 
   auto list = std::make_shared<ImagesOptions>();
   root.Sub("images", "List images")

@@ -317,6 +317,8 @@ void AddRegistryCommands(Command& root) {
       .Option("--snapshotter", &load->load.snapshotter,
               "Snapshotter [overlayfs]")
       .Flag("--no-unpack", &load->no_unpack, "Only store it")
+      .Flag("--compress", &load->load.compress,
+            "Compress plain layers of docker's archives")
       .Flag("-q,--quiet", &load->load.quiet, "No progress")
       .Examples(
           "  bulkhead load -i app.tar\n"

@@ -76,9 +76,12 @@ absl::StatusOr<std::string> PullImage(Client& client,
   transfer::ImageStore destination;
   destination.set_name(reference.str());
   ToProto(platform, destination.add_platforms());
-  transfer::UnpackConfiguration* unpack = destination.add_unpacks();
-  ToProto(platform, unpack->mutable_platform());
-  unpack->set_snapshotter(options.snapshotter);
+  destination.set_all_metadata(options.all_metadata);
+  if (options.unpack) {
+    transfer::UnpackConfiguration* unpack = destination.add_unpacks();
+    ToProto(platform, unpack->mutable_platform());
+    unpack->set_snapshotter(options.snapshotter);
+  }
   RETURN_IF_ERROR(
       Annotate(call.Run(source, destination), "pull " + reference.str()));
   return reference.str();
@@ -129,6 +132,7 @@ absl::StatusOr<std::vector<std::string>> LoadImages(Client& client,
   transfer::ImageImportStream source;
   ASSIGN_OR_RETURN(const std::string stream, call.Send(fd));
   source.set_stream(stream);
+  source.set_force_compress(options.compress);
   transfer::ImageStore destination;
   transfer::ImageReference* prefix = destination.add_extra_references();
   prefix->set_name(options.base_name);

@@ -24,6 +24,9 @@ struct PullOptions : RegistryOptions {
   std::string snapshotter = "overlayfs";
   std::string platform;  // "linux/arm64"; empty: this machine's.
   bool quiet = false;    // No progress.
+  bool unpack = true;
+  // Manifests and configs of all platforms, and what refers to the image.
+  bool all_metadata = false;
 };
 
 // Pulls and unpacks; shows progress on stderr. The result is the image's full
@@ -53,6 +56,7 @@ struct LoadOptions {
   std::string platform;              // To unpack; empty: this machine's.
   std::string base_name = "import";  // For images without a full name.
   bool unpack = true;
+  bool compress = false;  // Plain layers of docker's archives.
   bool quiet = false;
 };
 // Reads an archive from `fd`. The result is the names of its images.
