@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+from tests import soak_pulls
 from tests.harness import proc, suite
 from tests.integration import common
 
@@ -72,8 +73,14 @@ def main():
     parser = argparse.ArgumentParser(prog="sudo ./dev soak", description=__doc__)
     parser.add_argument("--seconds", type=int, default=600)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
+    parser.add_argument("--large-pulls", type=int, default=0, metavar="N",
+                        help="instead: N pulls of a layer of 1 GiB, with kills")
+    parser.add_argument("--layer-mib", type=int, default=1024, help="of --large-pulls")
     args = parser.parse_args()
     print("seed %d" % args.seed)
+    if args.large_pulls:
+        soak_pulls.pull_kill_rounds(args.large_pulls, args.layer_mib, args.seed)
+        return
     rounds = kill_rounds(args.seconds, args.seed)
     print("%d rounds, nothing lost" % rounds)
 

@@ -1,23 +1,27 @@
 """A registry that does everything wrong: success or a clear error, in time."""
 
+import gzip
 import hashlib
 import http.server
 import json
 import os
+import tarfile
 import threading
 import time
 import unittest
 
-from tests.harness import images, proc, suite
+from tests.harness import images, proc, suite, tracee
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 MEMORY_MAX = 120 << 20
+LAYER_MAX = 256 << 20
 
 
 def setUpModule():
     global s
-    s = suite.Suite('[distribution]\nstall_timeout = "2s"\n').start()
+    s = suite.Suite('[distribution]\nstall_timeout = "2s"\n'
+                    '[snapshotter]\nlayer_bytes_max = %d\n' % LAYER_MAX).start()
 
 
 def tearDownModule():
@@ -58,6 +62,21 @@ class Hostile:
                     self.close_connection = True
 
             do_HEAD = do_GET
+
+            def do_POST(self):
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                self.do_GET()
+
+            def blobs(self):
+                return os.path.join(layout.path, "blobs", "sha256")
+
+            def bytes(self):
+                """Of the layer."""
+                with open(os.path.join(self.blobs(), outer.layer()[7:]), "rb") as f:
+                    return f.read()
+
+            def size(self):
+                return len(self.bytes())
 
             def normal(self, kind, reference):
                 name = outer.root if reference == "1" else reference
@@ -274,48 +293,177 @@ class Registry(unittest.TestCase):
                 self.assertNotIn("Authorization", headers)
 
 
-class Killed(unittest.TestCase):
-    def test_the_retry_fetches_only_what_was_missing(self):
-        """SIGKILL of distribution in the middle of a layer of 300 MB."""
-        size = 300 << 20
-        half = threading.Event()
-        starts = []
+    def test_wrong_bytes_and_lengths(self):
+        def layers(answer):
+            def rule(h, kind, ref):
+                if kind != "blobs" or not self.is_layer(h):
+                    return False
+                answer(h)
+                return True
+            return rule
 
-        def rule(h, kind, ref):
-            if kind != "blobs" or not Registry.is_layer(h):
-                return False
-            path = os.path.join(bad.layout.path, "blobs", "sha256", ref[7:])
-            total = os.path.getsize(path)
-            start = int((h.headers.get("Range") or "bytes=0-")[6:-1])
-            starts.append(start)
-            h.send_response(206 if start else 200)
-            if start:
-                h.send_header("Content-Range", "bytes %d-%d/%d" % (start, total - 1, total))
-            h.send_header("Content-Length", str(total - start))
-            h.end_headers()
-            with open(path, "rb") as f:
-                f.seek(start)
-                while piece := f.read(1 << 20):
-                    if f.tell() > size // 2 and not half.is_set():
-                        half.set()
-                        self.killed.wait(20)
-                    h.wfile.write(piece)
+        cases = (
+            # The right length, the wrong bytes.
+            (layers(lambda h: h.reply(200, os.urandom(h.size()))), "digest"),
+            # Another length than the manifest says.
+            (layers(lambda h: h.reply(200, b"x" * 10)), "has 10 bytes"),
+            # Less than was promised, each time.
+            (layers(lambda h: (h.reply(200, b"", length=h.size()),
+                               setattr(h, "close_connection", True))), "sha256:"),
+        )
+        for rule, saying in cases:
+            with self.subTest(saying):
+                self.pull(rule, saying=saying)
+
+    def test_ranges_ignored_or_wrong(self):
+        def cut_first(then):
+            def rule(h, kind, ref):
+                if kind != "blobs" or not self.is_layer(h):
+                    return False
+                start = h.headers.get("Range")
+                if start is None:
+                    h.reply(200, h.bytes()[:150000], length=h.size())
+                    h.close_connection = True
+                    return True
+                return then(h, int(start[6:].split("-")[0]))
+            return rule
+
+        def wrong(h, start):
+            h.reply(206, h.bytes()[:1000],
+                    {"Content-Range": "bytes 0-999/%d" % h.size()})
             return True
 
-        self.killed = threading.Event()
-        with Hostile(rule, size, "none") as bad:
-            image = bad.host + "/x:1"
-            first = threading.Thread(target=s.cli, args=("pull", image))
-            first.start()
-            self.assertTrue(half.wait(30))
-            s.kill_service("distribution")
-            self.killed.set()
-            first.join()
-            s.cli("pull", image, check=True)
-            # Sent in vain: what sockets held, and what was not yet announced.
-            self.assertEqual(2, len(starts), starts)
-            self.assertGreater(starts[1], size // 2 - (48 << 20), starts)
-            s.cli("rmi", image, check=True)
+        def another_total(h, start):
+            h.reply(206, b"x", {"Content-Range": "bytes %d-%d/99999999" % (start, start)})
+            return True
+
+        def no_header(h, start):
+            h.reply(206, h.bytes()[start:])
+            return True
+
+        self.pull(cut_first(lambda h, start: False))  # The whole again: fine.
+        self.pull(cut_first(wrong), saying="content-range")
+        self.pull(cut_first(another_total), saying="99999999 bytes")
+        self.pull(cut_first(no_header), saying="content-range")
+
+    def test_slow_drips(self):
+        """A byte now and then, in a layer, a manifest, headers, a token: each
+        ends in time. All at once, since each takes its time."""
+        def drip(write):
+            for _ in range(200):
+                write(b"x")
+                time.sleep(0.3)
+
+        def layer(h, kind, ref):
+            if kind != "blobs" or not self.is_layer(h):
+                return False
+            h.reply(200, b"", length=h.size())
+            drip(h.wfile.write)
+            return True
+
+        def manifest(h, kind, ref):
+            if kind != "manifests" or h.command == "HEAD":
+                return False
+            size = os.path.getsize(os.path.join(h.blobs(), ref[7:]))
+            h.reply(200, b"", {"Content-Type": MANIFEST}, length=size)
+            drip(h.wfile.write)
+            return True
+
+        def headers(h, kind, ref):
+            h.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+            drip(h.wfile.write)
+            h.close_connection = True
+            return True
+
+        def token(h, kind, ref):
+            if "/token" in h.path:
+                h.reply(200, b"", length=4000)
+                drip(h.wfile.write)
+                return True
+            h.reply(401, b"{}", {"WWW-Authenticate": 'Bearer realm="http://%s/token"' %
+                                 h.headers["Host"]})
+            return True
+
+        results = {}
+
+        def one(name, rule):
+            with Hostile(rule) as bad:
+                began = time.monotonic()
+                result = s.cli("pull", bad.host + "/x:1", timeout=110)
+                results[name] = (result, time.monotonic() - began)
+
+        threads = [threading.Thread(target=one, args=each) for each in (
+            ("layer", layer), ("manifest", manifest), ("headers", headers), ("token", token))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(4, len(results))
+        for name, (result, took) in results.items():
+            with self.subTest(name):
+                self.assertNotEqual(0, result.code, repr(result))
+                self.assertIn("timed out", result.err.lower(), repr(result))
+                self.assertLess(took, 60)
+        self.assertEqual("", s.ctr("images", "ls", "-q").out)
+
+    def test_bad_tokens(self):
+        for body, code, saying in (
+                (b"no json", 200, "no json"), (b"[]", 200, "no json"), (b"{}", 200, "no token"),
+                (json.dumps({"token": "x" * 100000}).encode(), 200, "too long"),
+                (json.dumps({"token": "a\r\nX-Evil: 1"}).encode(), 200, "line break"),
+                (b"x" * (2 << 20), 200, "limit"), (b"{}", 500, "500"),
+                (b'{"token":"never good"}', 200, "login")):
+            def rule(h, kind, ref, body=body, code=code):
+                if "/token" in h.path:
+                    h.reply(code, body)
+                else:
+                    h.reply(401, b"{}", {"WWW-Authenticate": 'Bearer realm="http://%s/token"' %
+                                         h.headers["Host"]})
+                return True
+
+            with self.subTest(saying):
+                bad = self.pull(rule, saying=saying)
+                self.assertLess(len(bad.requests), 20)
+
+    def test_gzip_bombs(self):
+        """A layer that grows a thousandfold, and a document in gzip."""
+        header = tarfile.TarInfo("zeros")
+        header.size = 4 << 30
+        # 4 GiB in 64 members, 4 MB on the wire.
+        bomb = gzip.compress(header.tobuf()) + gzip.compress(bytes(64 << 20), 9) * 64
+
+        def rule(h, kind, ref):
+            layer = {"mediaType": images.GZIP, "digest": digest(bomb), "size": len(bomb)}
+            config = json.dumps({"os": "linux", "architecture": "amd64", "rootfs": {
+                "type": "layers", "diff_ids": [digest(b"whatever")]}}).encode()
+            text = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [layer],
+                               "config": {"mediaType": "application/vnd.oci.image.config.v1+json",
+                                          "digest": digest(config), "size": len(config)}}).encode()
+            for data in (bomb, config, text):
+                if ref == digest(data) or (ref == "1" and data is text):
+                    h.reply(200, data, {"Content-Type": MANIFEST if data is text else
+                                        "application/octet-stream",
+                                        "Docker-Content-Digest": digest(data)})
+                    return True
+            return False
+
+        self.pull(rule, saying="layer", within=60)
+        # Nobody asked for an encoding: a document in gzip stays what it is.
+        packed = gzip.compress(b" " * (64 << 20))
+        self.pull(lambda h, kind, ref: kind == "manifests" and
+                  (h.reply(200, packed, {"Content-Type": MANIFEST, "Content-Encoding": "gzip",
+                                         "Docker-Content-Digest": digest(packed)}) or True),
+                  saying="encoding")
+
+    def test_errors_that_last(self):
+        for code, saying in ((500, "500"), (503, "503"), (403, "denies"), (404, "registry"),
+                             (418, "418")):
+            with self.subTest(code=code):
+                self.pull(lambda h, kind, ref, c=code: h.reply(c, b"{}") or True, saying=saying)
+        with self.subTest("429 for ever"):
+            bad = self.pull(lambda h, kind, ref: h.reply(429, b"{}", {"Retry-After": "1"}) or True,
+                            saying="429")
+            self.assertLess(len(bad.requests), 12)
 
 
 class Confined(unittest.TestCase):
@@ -325,6 +473,38 @@ class Confined(unittest.TestCase):
         for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb"):
             self.assertEqual(0, int(status[name], 16), name)
         self.assertEqual("1", status["NoNewPrivs"].strip())
+
+    def test_what_the_kernel_lets_it_do(self):
+        """The live process makes the calls itself, as if it had been taken over."""
+        own = os.path.join(s.state, "distribution").encode()
+        create, attempts = os.O_CREAT | os.O_WRONLY, {}
+        with tracee.Tracee(s.service_pid("distribution")) as process:
+            def call(name, number, *args):
+                attempts[name] = process.call(number, *args)
+
+            call("write at home", tracee.OPEN, own + b"/probe", create, 0o600)
+            call("read", tracee.OPEN, b"/etc/hostname", os.O_RDONLY, 0)
+            call("socket", tracee.SOCKET, 2, 1, 0)
+            for where in (b"/tmp/bulkhead-probe", b"/etc/bulkhead-probe",
+                          os.path.join(s.root, "content", "probe").encode(),
+                          os.path.join(s.state, "metadata", "probe").encode()):
+                call("write " + where.decode(), tracee.OPEN, where, create, 0o600)
+            call("overwrite", tracee.OPEN, b"/etc/hostname", os.O_WRONLY, 0)
+            call("mkdir", tracee.MKDIR, b"/tmp/bulkhead-probe", 0o700)
+            call("unlink", tracee.UNLINK, s.config_path.encode())
+            call("mount", tracee.MOUNT, b"none", b"/mnt", b"tmpfs", 0, 0)
+            call("unshare", tracee.UNSHARE, 0x00020000)
+            call("chroot", tracee.CHROOT, own)
+            call("setuid", tracee.SETUID, 1)
+            call("mknod", tracee.MKNOD, own + b"/null", 0o020666, 0x103)
+        denied = {-1, -13, -30}  # EPERM, EACCES, EROFS.
+        for name in ("write at home", "read", "socket"):
+            self.assertGreaterEqual(attempts.pop(name), 0, name)
+        for name, result in attempts.items():
+            self.assertIn(result, denied, name)
+        os.unlink(os.path.join(own.decode(), "probe"))
+        # It lives on.
+        self.assertNotEqual(0, s.cli("pull", "127.0.0.1:1/x:1").code)
 
 
 if __name__ == "__main__":
