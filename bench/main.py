@@ -15,6 +15,7 @@ import time
 
 from bench import layers as layers_bench
 from bench import measure
+from bench import registries as registries_bench
 from tests.harness import images, proc, registry, suite
 
 NS = "bench"
@@ -92,16 +93,19 @@ class Report:
     def __init__(self):
         self.rows = []
 
-    def add(self, what, unit, ours, theirs, floor=None):
+    def add(self, what, unit, ours, theirs, floor=None, skopeo=None):
         row = {"what": what, "unit": unit, "ours": measure.median(ours),
                "containerd": measure.median(theirs), "rounds": len(ours)}
         row["ratio"] = row["ours"] / row["containerd"] if row["containerd"] else 0
         if floor:
             row["floor"] = measure.median(floor)
+        note = "   floor %.3f" % row["floor"] if floor else ""
+        if skopeo:
+            row["skopeo"] = measure.median(skopeo)
+            note += "   skopeo %.3f" % row["skopeo"]
         self.rows.append(row)
         print("%-44s %10.3f %10.3f %7.2fx%s" % (
-            what + ", " + unit, row["ours"], row["containerd"], row["ratio"],
-            "   floor %.3f" % row["floor"] if floor else ""), flush=True)
+            what + ", " + unit, row["ours"], row["containerd"], row["ratio"], note), flush=True)
 
 
 def bench_pull(report, reg, rounds, tag):
@@ -202,7 +206,11 @@ def main():
     parser.add_argument("--pull-rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=400, metavar="MIB",
                         help="of the pulled image, unpacked")
-    parser.add_argument("--only", choices=("pull", "run", "layers"))
+    parser.add_argument("--only", choices=("pull", "run", "layers", "registries"))
+    parser.add_argument("--cases", default=",".join(registries_bench.CASES),
+                        help="of the registries [%(default)s]")
+    parser.add_argument("--layer-size", type=int, default=1024, metavar="MIB",
+                        help="of the one large layer of the registries")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
     folder = proc.temp_dir()
@@ -225,6 +233,10 @@ def main():
                 del layers
                 for tag in ("gzip", "zstd"):
                     bench_pull(report, reg, args.pull_rounds, tag)
+            if args.only in (None, "registries"):
+                registries_bench.bench_registries(report, sides, args.pull_rounds,
+                                                  args.cases.split(","), tree_layers, args.size,
+                                                  args.layer_size)
             if args.only in (None, "run"):
                 bench_run(report, reg, args.rounds)
     finally:
