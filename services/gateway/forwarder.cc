@@ -160,7 +160,8 @@ void Forwarder::ClientFrame(Client* client, const nghttp2_frame* frame) {
     exchange->request_started = true;
     exchange->client_ended = exchange->request.eof = end;
     StartRequest(exchange);
-    exchange->headers.Clear();
+    // A local answer may still turn out to be somebody else's.
+    if (!exchange->local) exchange->headers.Clear();
     if (end && exchange->local) AnswerLocally(exchange);
   } else if (end && !exchange->client_ended) {
     EndRequest(exchange);
@@ -196,8 +197,12 @@ void Forwarder::StartRequest(Exchange* exchange) {
     return Fail(exchange, kUnimplemented,
                 absl::StrCat("unknown service ", exchange->service));
   }
+  SendUpstream(exchange, route->second);
+}
+
+void Forwarder::SendUpstream(Exchange* exchange, const std::string& path) {
   const absl::StatusOr<Upstream*> upstream =
-      hooks_.upstream(exchange->client, route->second);
+      hooks_.upstream(exchange->client, path);
   if (!upstream.ok()) {
     return Fail(exchange, kUnavailable,
                 absl::StrCat("service ", exchange->service,
@@ -207,10 +212,12 @@ void Forwarder::StartRequest(Exchange* exchange) {
   nghttp2_data_provider provider;
   provider.source.ptr = exchange;
   provider.read_callback = ReadRequest;
-  exchange->request.providing = !exchange->client_ended;
+  const bool has_body =
+      !exchange->client_ended || exchange->request.buffer.size() > 0;
+  exchange->request.providing = has_body;
   const int32_t stream = nghttp2_submit_request(
       (*upstream)->session(), nullptr, fields.data(), fields.size(),
-      exchange->client_ended ? nullptr : &provider, exchange);
+      has_body ? &provider : nullptr, exchange);
   if (stream < 0) {
     // Out of stream numbers: the next call gets a new connection.
     (*upstream)->draining = true;
@@ -239,20 +246,30 @@ void Forwarder::AnswerLocally(Exchange* exchange) {
   if (exchange->ending) return;
   const std::string raw(exchange->request.buffer.data(),
                         exchange->request.buffer.size());
-  Drain(&exchange->request, raw.size(), exchange->client,
-        exchange->client_stream);
+  const auto drain = [&] {
+    Drain(&exchange->request, raw.size(), exchange->client,
+          exchange->client_stream);
+  };
   const auto byte = [&](size_t i) {
     return static_cast<size_t>(static_cast<unsigned char>(raw[i]));
   };
   if (raw.size() < 5 || raw.size() - 5 != ((byte(1) << 24) | (byte(2) << 16) |
                                            (byte(3) << 8) | byte(4))) {
+    drain();
     return Fail(exchange, kInternal, "one whole message was expected");
   }
   if (raw[0] != 0) {
+    drain();
     return Fail(exchange, kUnimplemented, "compressed messages are not taken");
   }
   const LocalReply reply =
       local_->Call(exchange->service, exchange->method, raw.substr(5), routes_);
+  if (!reply.forward_to.empty()) {
+    exchange->local = false;
+    SendUpstream(exchange, reply.forward_to);
+    return exchange->headers.Clear();
+  }
+  drain();
   if (reply.code != 0) return Fail(exchange, reply.code, reply.message);
   exchange->incoming.Clear();
   exchange->incoming.Add(":status", "200");

@@ -113,6 +113,9 @@ class Forwarder {
   void ClientFrame(Client* client, const nghttp2_frame* frame);
   void UpstreamFrame(Upstream* upstream, const nghttp2_frame* frame);
   void StartRequest(Exchange* exchange);
+  // Opens the exchange's stream to the server at `path`; what came so far of
+  // the request follows.
+  void SendUpstream(Exchange* exchange, const std::string& path);
   void EndRequest(Exchange* exchange);
   void AnswerLocally(Exchange* exchange);
   void StartResponse(Exchange* exchange);

@@ -30,6 +30,8 @@ constexpr char kIntrospectionService[] =
     "containerd.services.introspection.v1.Introspection";
 constexpr char kHealthService[] = "grpc.health.v1.Health";
 constexpr char kRevision[] = "bulkhead";
+constexpr char kTasksService[] = "containerd.services.tasks.v1.Tasks";
+constexpr char kRuntimeType[] = "io.containerd.runtime.v2";
 constexpr char kUuidFile[] = "/server-uuid";
 
 constexpr int kInvalidArgument = 3;
@@ -316,6 +318,14 @@ LocalReply LocalServices::Introspection(const std::string& method,
     for (auto& plugin : AllPlugins(config_, routes)) {
       if (plugin.type() != wanted.type() || plugin.id() != wanted.id()) {
         continue;
+      }
+      const auto runtime = routes.find(kTasksService);
+      if (wanted.has_options() && plugin.type() == kRuntimeType &&
+          runtime != routes.end()) {
+        // Its shims know.
+        LocalReply reply;
+        reply.forward_to = runtime->second;
+        return reply;
       }
       if (wanted.has_options()) {
         return {kUnimplemented, "plugin info with options: not implemented",

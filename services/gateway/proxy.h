@@ -43,6 +43,8 @@ struct LocalReply {
   int code = 0;         // gRPC status code.
   std::string message;  // Of a failure.
   std::string body;     // The serialised reply of a success.
+  // The path of a socket whose server answers instead; empty: this does.
+  std::string forward_to;
 };
 
 // Services that the gateway answers itself, unary only. Called on the proxy's

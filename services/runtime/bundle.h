@@ -18,6 +18,8 @@ inline constexpr char kBootstrapFile[] = "bootstrap.json";
 inline constexpr char kAddressFile[] = "address";  // Written by old shims.
 inline constexpr char kSandboxFile[] = "sandbox";
 inline constexpr char kLogFifo[] = "log";
+// There once the shim has deleted the container.
+inline constexpr char kDeletedFile[] = "bulkhead-deleted";
 // The exit of the container's first process, once its event is out.
 inline constexpr char kExitFile[] = "bulkhead-exit.json";
 

@@ -14,10 +14,14 @@
 #include "lib/os/fd.h"
 #include "lib/service/service.h"
 #include "lib/ttrpc/reactor.h"
+#include "services/runtime/checkpoint_store.h"
 #include "services/runtime/event_forwarder.h"
+#include "services/runtime/grpc_shim.h"
+#include "services/runtime/introspection_service.h"
 #include "services/runtime/metadata_client.h"
 #include "services/runtime/restart_monitor.h"
 #include "services/runtime/restart_source.h"
+#include "services/runtime/sandbox_manager.h"
 #include "services/runtime/sandbox_service.h"
 #include "services/runtime/shim_binary.h"
 #include "services/runtime/shim_events.h"
@@ -29,6 +33,7 @@ namespace runtime {
 namespace {
 
 constexpr char kBundleFolder[] = "io.containerd.runtime.v2.task";
+constexpr char kSandboxFolder[] = "io.containerd.sandbox.controller.v1.shim";
 
 std::string OwnBinary() {
   char path[PATH_MAX];
@@ -63,11 +68,22 @@ absl::Status Serve(service::Context& context) {
         return status;
       },
       config.ServiceDir("runtime") + "/events.spool");
+  const ShimDialer dialer = MakeShimDialer(reactor);
+  SandboxManager sandboxes(
+      {Bundles(absl::StrCat(config.state, "/", kSandboxFolder),
+               absl::StrCat(config.RootDir("runtime"), "/", kSandboxFolder)),
+       dialer},
+      shims, events, [&metadata](const std::string& ns, const std::string& id) {
+        return metadata.GetSandbox(ns, id);
+      });
   auto tasks = std::make_shared<TaskManager>(
       TaskManager::Options{
           Bundles(absl::StrCat(config.state, "/", kBundleFolder),
                   absl::StrCat(config.RootDir("runtime"), "/", kBundleFolder)),
-          config.runtime.default_runtime, Deadlines()},
+          config.runtime.default_runtime, Deadlines(), dialer,
+          [&sandboxes](const std::string& ns, const std::string& id) {
+            return sandboxes.BootstrapOf(ns, id);
+          }},
       reactor, shims, events,
       [&metadata](const std::string& ns, const std::string& id) {
         return metadata.GetContainer(ns, id);
@@ -77,13 +93,22 @@ absl::Status Serve(service::Context& context) {
       context.Listen("ttrpc", config.TtrpcAddress(), 0600, SOCK_STREAM));
   std::unique_ptr<ttrpc::Server> shim_events =
       ServeShimEvents(reactor, std::move(listener), tasks, events);
+  RETURN_IF_ERROR(sandboxes.Recover());
   RETURN_IF_ERROR(tasks->Recover());
   std::unique_ptr<RestartSource> source =
       MakeRestartSource(config.Socket("metadata"));
   RestartMonitor monitor(*tasks, *source);
-  std::unique_ptr<grpc::Service> tasks_service = MakeTasksService(*tasks);
-  std::unique_ptr<grpc::Service> controller = MakeSandboxController();
-  RETURN_IF_ERROR(context.ListenGrpc({tasks_service.get(), controller.get()}));
+  CheckpointStore checkpoints(config.DataSocket("metadata"));
+  std::unique_ptr<grpc::Service> tasks_service = MakeTasksService(
+      *tasks, checkpoints,
+      [&metadata](const std::string& ns, const std::string& id) {
+        return metadata.GetContainer(ns, id);
+      });
+  std::unique_ptr<grpc::Service> controller = MakeSandboxController(sandboxes);
+  std::unique_ptr<grpc::Service> introspection =
+      MakeIntrospectionService(shims, config.runtime.default_runtime);
+  RETURN_IF_ERROR(context.ListenGrpc(
+      {tasks_service.get(), controller.get(), introspection.get()}));
   const auto watch = [&](RestartMonitor* who) {
     std::lock_guard<std::mutex> lock(restarts_mutex);
     restarts = who;

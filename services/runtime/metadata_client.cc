@@ -6,11 +6,13 @@
 #include "lib/rpc/status.h"
 #include "proto/containerd/services/containers/v1/containers.grpc.pb.h"
 #include "proto/containerd/services/events/v1/events.grpc.pb.h"
+#include "proto/containerd/services/sandbox/v1/sandbox.grpc.pb.h"
 
 namespace bulkhead::runtime {
 namespace {
 
 namespace containers_v1 = ::containerd::services::containers::v1;
+namespace sandboxes_v1 = ::containerd::services::sandbox::v1;
 namespace events_v1 = ::containerd::services::events::v1;
 
 constexpr absl::Duration kGetTimeout = absl::Seconds(10);
@@ -24,8 +26,9 @@ Any ToAny(const google::protobuf::Any& any) {
 
 struct MetadataClient::Stubs {
   explicit Stubs(const std::shared_ptr<grpc::Channel>& channel)
-      : containers(channel), events(channel) {}
+      : containers(channel), sandboxes(channel), events(channel) {}
   containers_v1::Containers::Stub containers;
+  sandboxes_v1::Store::Stub sandboxes;
   events_v1::Events::Stub events;
 };
 
@@ -48,6 +51,22 @@ absl::StatusOr<ContainerRecord> MetadataClient::GetContainer(
   return ContainerRecord{container.runtime().name(),
                          ToAny(container.runtime().options()),
                          ToAny(container.spec()), container.sandbox()};
+}
+
+absl::StatusOr<SandboxRecord> MetadataClient::GetSandbox(
+    const std::string& ns, const std::string& id) const {
+  sandboxes_v1::StoreGetRequest request;
+  request.set_sandbox_id(id);
+  sandboxes_v1::StoreGetResponse response;
+  RETURN_IF_ERROR(rpc::RetryUnavailable(kGetTimeout, [&] {
+    auto context = rpc::MakeClientContext({.ns = ns}, kGetTimeout);
+    return rpc::FromGrpc(
+        stubs_->sandboxes.Get(context.get(), request, &response));
+  }));
+  const auto& sandbox = response.sandbox();
+  return SandboxRecord{sandbox.runtime().name(),
+                       ToAny(sandbox.runtime().options()),
+                       ToAny(sandbox.spec())};
 }
 
 absl::Status MetadataClient::ForwardEvent(

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "proto/containerd/types/event.pb.h"
+#include "services/runtime/sandbox_manager.h"
 #include "services/runtime/task_manager.h"
 
 namespace bulkhead::runtime {
@@ -21,6 +22,9 @@ class MetadataClient {
   // Errors: kNotFound: no such container. kUnavailable: metadata is down.
   absl::StatusOr<ContainerRecord> GetContainer(const std::string& ns,
                                                const std::string& id) const;
+  // Errors: as above, of a sandbox in the Store.
+  absl::StatusOr<SandboxRecord> GetSandbox(const std::string& ns,
+                                           const std::string& id) const;
   // One try, of 5 s at most.
   absl::Status ForwardEvent(const containerd::types::Envelope& envelope) const;
 

@@ -1,5 +1,4 @@
-// containerd.services.sandbox.v1.Controller: for now it checks `sandboxer` and
-// implements nothing (docs/api-coverage.md).
+// containerd.services.sandbox.v1.Controller over a SandboxManager.
 #ifndef BULKHEAD_SERVICES_RUNTIME_SANDBOX_SERVICE_H_
 #define BULKHEAD_SERVICES_RUNTIME_SANDBOX_SERVICE_H_
 
@@ -7,11 +6,14 @@
 
 #include <memory>
 
+#include "services/runtime/sandbox_manager.h"
+
 namespace bulkhead::runtime {
 
-// Errors of every method: kInvalidArgument: no sandboxer named. kNotFound: one
-// that does not exist. kUnimplemented.
-std::unique_ptr<grpc::Service> MakeSandboxController();
+// One controller: sandboxer "shim". Errors of every method: kInvalidArgument:
+// no sandboxer named. kNotFound: one that does not exist.
+// `sandboxes` must outlive the service.
+std::unique_ptr<grpc::Service> MakeSandboxController(SandboxManager& sandboxes);
 
 }  // namespace bulkhead::runtime
 

@@ -23,6 +23,7 @@ namespace bootstrap_v1 = ::containerd::runtime::bootstrap::v1;
 using Json = nlohmann::json;
 
 constexpr absl::Duration kStartTimeout = absl::Seconds(60);
+constexpr absl::Duration kInfoTimeout = absl::Seconds(10);
 constexpr int kVersionMax = 3;
 // New shims of others refuse longer folders for their sockets.
 constexpr size_t kSocketDirBytesMax = 42;
@@ -43,7 +44,12 @@ absl::Status CheckBootstrap(const Bootstrap& bootstrap) {
     return absl::InvalidArgumentError(
         absl::StrCat("unsupported shim version (", bootstrap.version, ")"));
   }
-  if (bootstrap.protocol != "ttrpc") {
+  const bool grpc = bootstrap.protocol == "grpc";
+  if (grpc && bootstrap.version < kVersionMax) {
+    return absl::UnimplementedError(absl::StrCat(
+        "unsupported shim version (", bootstrap.version, ") for grpc"));
+  }
+  if (!grpc && bootstrap.protocol != "ttrpc") {
     return absl::UnimplementedError(
         absl::StrCat("unsupported shim protocol \"", bootstrap.protocol, "\""));
   }
@@ -252,6 +258,30 @@ absl::StatusOr<Bootstrap> ShimBinaries::Start(const ShimCommand& command,
     }
   }
   return first_error;
+}
+
+absl::StatusOr<std::string> ShimBinaries::Info(const std::string& binary,
+                                               const Any& options) const {
+  Command run;
+  run.argv = {binary, "-info"};
+  run.env = Environment({binary, "", "", ""});
+  run.cwd = "/";
+  run.timeout = kInfoTimeout;
+  if (!options.type_url.empty()) {
+    google::protobuf::Any any;
+    any.set_type_url(options.type_url);
+    any.set_value(options.value);
+    run.input = any.SerializeAsString();
+  }
+  ASSIGN_OR_RETURN(CommandResult result, RunCommand(run));
+  if (result.exit_code != 0) {
+    return absl::UnimplementedError(absl::StrCat(
+        binary, " -info: ",
+        std::string(absl::StripAsciiWhitespace(
+            result.errors.empty() ? result.output : result.errors)),
+        ": exit status ", result.exit_code));
+  }
+  return result.output;
 }
 
 absl::StatusOr<ShimDeleteResult> ShimBinaries::Delete(

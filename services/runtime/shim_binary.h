@@ -32,7 +32,7 @@ std::string ToJson(const Bootstrap& bootstrap);
 absl::StatusOr<Bootstrap> BootstrapFromJson(const std::string& json);
 // A shim's answer on stdout, in any of the three forms.
 // Errors: kInvalidArgument: none of them, or a version above 3.
-// kUnimplemented: a protocol other than ttrpc.
+// kUnimplemented: a protocol other than ttrpc, and grpc with version 3.
 absl::StatusOr<Bootstrap> ParseBootstrap(const std::string& output);
 
 struct ShimEnvironment {
@@ -79,6 +79,11 @@ class ShimBinaries {
   // Runs `delete`. It is tolerant of a container that is already gone.
   absl::StatusOr<ShimDeleteResult> Delete(const ShimCommand& command,
                                           absl::Duration timeout) const;
+
+  // What `-info` prints: a containerd.types.RuntimeInfo.
+  // Errors: kUnimplemented: it failed, with what the shim said.
+  absl::StatusOr<std::string> Info(const std::string& binary,
+                                   const Any& options) const;
 
  private:
   std::vector<std::string> Arguments(const ShimCommand& command) const;

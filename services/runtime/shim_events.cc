@@ -24,15 +24,22 @@ std::unique_ptr<ttrpc::Server> ServeShimEvents(
     if (manager == nullptr) {
       return reply(absl::UnavailableError("the runtime service is stopping"));
     }
-    manager->Observe(message.envelope(), /*sent=*/false);
-    containerd::types::Envelope exit;
-    if (message.envelope().topic() == "/tasks/exit") exit = message.envelope();
+    using Stage = TaskManager::EventStage;
+    if (!manager->Observe(message.envelope(), Stage::kArrived)) {
+      return reply(std::string());
+    }
+    containerd::types::Envelope end;
+    if (message.envelope().topic() == "/tasks/exit" ||
+        message.envelope().topic() == "/tasks/delete") {
+      end = message.envelope();
+    }
     events.Publish(std::move(*message.mutable_envelope()),
-                   [reply, exit, weak](const absl::Status& status) {
-                     if (!status.ok()) return reply(status);
+                   [reply, end, weak](const absl::Status& status) {
                      if (auto manager = weak.lock()) {
-                       manager->Observe(exit, /*sent=*/true);
+                       manager->Observe(
+                           end, status.ok() ? Stage::kSent : Stage::kRefused);
                      }
+                     if (!status.ok()) return reply(status);
                      reply(std::string());
                    });
   };

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <functional>
 #include <list>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -15,8 +16,8 @@
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
 #include "lib/os/fd.h"
-#include "lib/ttrpc/client.h"
 #include "services/runtime/shim_binary.h"
+#include "services/runtime/shim_connection.h"
 #include "services/runtime/task_manager.h"
 
 namespace bulkhead::runtime {
@@ -27,8 +28,8 @@ struct WaitCall {
   std::string exec_id;
   std::mutex mutex;
   std::function<void(absl::StatusOr<Exit>)> done;  // Null: answered.
-  std::weak_ptr<ttrpc::Client> client;
-  ttrpc::Client::CallId call = 0;
+  std::weak_ptr<ShimConnection> client;
+  ShimConnection::CallId call = 0;
 
   void Complete(absl::StatusOr<Exit> result) {
     std::function<void(absl::StatusOr<Exit>)> hook;
@@ -67,31 +68,44 @@ struct Task {
   Bootstrap bootstrap;
   std::string shim_binary;
   bool joined = false;  // Runs in a shim that is not its own (sandbox).
-  std::shared_ptr<ttrpc::Client> client;
+  std::shared_ptr<ShimConnection> client;
   os::UniqueFd shim;  // pidfd
   pid_t shim_pid = 0;
   os::UniqueFd init;  // pidfd; empty if unknown.
   uint32_t pid = 0;
+  struct Exec {
+    uint32_t pid = 0;
+    os::UniqueFd process;  // pidfd; empty if unknown.
+  };
+  std::map<std::string, Exec> execs;  // Started, not yet deleted.
   std::shared_ptr<os::UniqueFd> log;  // Shared with the reactor's hook.
 
   std::optional<Exit> exit;  // Of the first process, once known.
   bool exit_published = false;
+  // It ended while this service was away, and its shim has not said so yet.
+  bool exit_event_due = false;
   bool delete_published = false;
   std::list<std::shared_ptr<WaitCall>> parked;  // Waits without a shim.
 };
 
 template <typename Response>
-absl::StatusOr<Response> TaskManager::Call(
-    const TaskPtr& task, const std::string& method,
-    const google::protobuf::MessageLite& request, absl::Duration timeout) {
-  ASSIGN_OR_RETURN(std::string reply,
-                   Invoke(task, method, request.SerializeAsString(), timeout));
+absl::StatusOr<Response> Parse(const std::string& method,
+                               const absl::StatusOr<std::string>& reply) {
+  RETURN_IF_ERROR(reply.status());
   Response response;
-  if (!response.ParseFromString(reply)) {
+  if (!response.ParseFromString(*reply)) {
     return absl::InternalError(
         absl::StrCat("the shim's answer to ", method, " is malformed"));
   }
   return response;
+}
+
+template <typename Response>
+absl::StatusOr<Response> TaskManager::Call(
+    const TaskPtr& task, const std::string& method,
+    const google::protobuf::MessageLite& request, absl::Duration timeout) {
+  return Parse<Response>(
+      method, Invoke(task, method, request.SerializeAsString(), timeout));
 }
 
 }  // namespace bulkhead::runtime

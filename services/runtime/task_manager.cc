@@ -8,6 +8,7 @@
 #include "lib/base/status_macros.h"
 #include "lib/log/log.h"
 #include "lib/os/socket.h"
+#include "lib/ttrpc/client.h"
 #include "proto/containerd/runc/v1/options.pb.h"
 #include "services/runtime/process.h"
 #include "services/runtime/task.h"
@@ -18,10 +19,29 @@ namespace {
 constexpr int kWorkersMax = 32;
 constexpr absl::Duration kSettleMax = absl::Seconds(15);
 constexpr char kRuncOptions[] = "containerd.runc.v1.Options";
-constexpr char kTtrpcNamespaceKey[] = "containerd-namespace-ttrpc";
+
+// A sandbox's older shim takes its containers through a start of its own.
+constexpr int kJoinVersionMin = 3;
 
 std::chrono::nanoseconds Chrono(absl::Duration duration) {
   return absl::ToChronoNanoseconds(duration);
+}
+
+// "ttrpc+unix:///path" or "grpc+unix:///path", as clients hand it on.
+absl::StatusOr<Bootstrap> BootstrapOf(std::string address, int version) {
+  Bootstrap out;
+  out.version = version > 0 ? version : 2;
+  const size_t plus = address.find('+');
+  if (plus != std::string::npos && plus < address.find(':')) {
+    out.protocol = address.substr(0, plus);
+    address.erase(0, plus + 1);
+  }
+  out.address = address;
+  if (out.protocol != "ttrpc" && out.protocol != "grpc") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "task API address with unknown protocol \"", out.protocol, "\""));
+  }
+  return out;
 }
 
 absl::Status NoTask(const std::string& id) {
@@ -46,9 +66,9 @@ class Handle : public WaitHandle {
  public:
   explicit Handle(std::shared_ptr<WaitCall> call) : call_(std::move(call)) {}
   ~Handle() override {
-    std::shared_ptr<ttrpc::Client> client;
+    std::shared_ptr<ShimConnection> client;
     std::function<void(absl::StatusOr<Exit>)> dropped;
-    ttrpc::Client::CallId call;
+    ShimConnection::CallId call;
     {
       std::lock_guard<std::mutex> lock(call_->mutex);
       dropped = std::exchange(call_->done, nullptr);
@@ -106,10 +126,20 @@ std::vector<TaskManager::TaskPtr> TaskManager::InNamespace(
       ids.push_back(it->first.second);
     }
   }
+  // One that takes long to be found again delays nobody: see StateFromKernel().
+  const absl::Time until = absl::Now() + options_.deadlines.state;
   std::vector<TaskPtr> out;
   for (const std::string& id : ids) {
-    absl::StatusOr<TaskPtr> task = Find(ns, id);
-    if (task.ok()) out.push_back(*task);
+    TaskPtr task = Peek({ns, id});
+    if (task == nullptr) continue;
+    std::unique_lock<std::mutex> lock(task->mutex);
+    task->changed.wait_for(lock, Chrono(until - absl::Now()), [&] {
+      return task->phase != Task::Phase::kLoading;
+    });
+    if (task->phase == Task::Phase::kLive ||
+        task->phase == Task::Phase::kLoading) {
+      out.push_back(task);
+    }
   }
   return out;
 }
@@ -164,7 +194,7 @@ absl::StatusOr<std::string> TaskManager::Invoke(const TaskPtr& task,
                                                 absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
   for (int attempt = 0;; ++attempt) {
-    std::shared_ptr<ttrpc::Client> client;
+    std::shared_ptr<ShimConnection> client;
     int version;
     {
       std::lock_guard<std::mutex> lock(task->mutex);
@@ -172,9 +202,9 @@ absl::StatusOr<std::string> TaskManager::Invoke(const TaskPtr& task,
       version = task->bootstrap.version;
     }
     if (client == nullptr) return absl::UnknownError(ttrpc::kClosedText);
-    absl::StatusOr<std::string> reply = client->Call(
-        absl::StrCat("containerd.task.v", version, ".Task"), method, payload,
-        {{kTtrpcNamespaceKey, task->ns}}, deadline - absl::Now());
+    absl::StatusOr<std::string> reply =
+        client->Call(absl::StrCat("containerd.task.v", version, ".Task"),
+                     method, payload, task->ns, deadline - absl::Now());
     // A shim may announce version 3 and yet have only 2.
     if (attempt == 0 && version == 3 && absl::IsUnimplemented(reply.status()) &&
         (method == "Create" || method == "Connect")) {
@@ -203,7 +233,7 @@ std::vector<absl::StatusOr<std::string>> TaskManager::FanOut(
   gather->results.assign(tasks.size(), absl::UnknownError(ttrpc::kClosedText));
   const absl::Time deadline = absl::Now() + timeout;
   for (size_t i = 0; i < tasks.size(); ++i) {
-    std::shared_ptr<ttrpc::Client> client;
+    std::shared_ptr<ShimConnection> client;
     int version;
     {
       std::lock_guard<std::mutex> lock(tasks[i]->mutex);
@@ -219,8 +249,7 @@ std::vector<absl::StatusOr<std::string>> TaskManager::FanOut(
       finish(absl::UnknownError(ttrpc::kClosedText));
     } else {
       client->Start(absl::StrCat("containerd.task.v", version, ".Task"), method,
-                    payloads[i], {{kTtrpcNamespaceKey, tasks[i]->ns}}, deadline,
-                    finish);
+                    payloads[i], tasks[i]->ns, deadline, finish);
     }
   }
   std::unique_lock<std::mutex> lock(gather->mutex);
@@ -270,6 +299,11 @@ absl::StatusOr<uint32_t> TaskManager::CreateIn(const TaskPtr& task,
   }
   RETURN_IF_ERROR(
       options_.bundles.Create(task->ns, task->id, record.spec.value));
+  std::string checkpoint = request.checkpoint;
+  if (request.fetch_checkpoint) {
+    checkpoint = absl::StrCat(task->bundle, "/checkpoint");
+    RETURN_IF_ERROR(request.fetch_checkpoint(checkpoint));
+  }
   RETURN_IF_ERROR(StartShim(task, request, record, options));
 
   shim_v2::CreateTaskRequest create;
@@ -280,7 +314,7 @@ absl::StatusOr<uint32_t> TaskManager::CreateIn(const TaskPtr& task,
   create.set_stdin(request.stdin_path);
   create.set_stdout(request.stdout_path);
   create.set_stderr(request.stderr_path);
-  create.set_checkpoint(request.checkpoint);
+  create.set_checkpoint(checkpoint);
   if (!options.type_url.empty()) {
     create.mutable_options()->set_type_url(options.type_url);
     create.mutable_options()->set_value(options.value);
@@ -315,11 +349,17 @@ absl::Status TaskManager::StartShim(const TaskPtr& task,
   RETURN_IF_ERROR(options_.bundles.Write(task->ns, task->id, kShimBinaryFile,
                                          task->shim_binary));
   OpenLog(task);
+  absl::StatusOr<Bootstrap> sandbox = absl::NotFoundError("");
   if (!request.task_api_address.empty()) {
+    sandbox = BootstrapOf(request.task_api_address, request.task_api_version);
+    RETURN_IF_ERROR(sandbox.status());
+  } else if (!record.sandbox.empty() && options_.sandboxes) {
+    sandbox = options_.sandboxes(task->ns, record.sandbox);
+  }
+  if (sandbox.ok() && (sandbox->version >= kJoinVersionMin ||
+                       !request.task_api_address.empty())) {
     task->joined = true;
-    std::string address = request.task_api_address;
-    if (address.rfind("ttrpc+", 0) == 0) address.erase(0, 6);
-    task->bootstrap = {request.task_api_version, address, "ttrpc"};
+    task->bootstrap = *sandbox;
     RETURN_IF_ERROR(options_.bundles.Write(task->ns, task->id, kSandboxFile,
                                            record.sandbox));
   } else {
@@ -335,7 +375,7 @@ absl::Status TaskManager::StartShim(const TaskPtr& task,
 // Undoes a Create that failed, as far as it came.
 void TaskManager::Forget(const TaskPtr& task, const CreateTask& request) {
   const Deadlines& deadlines = options_.deadlines;
-  std::shared_ptr<ttrpc::Client> client;
+  std::shared_ptr<ShimConnection> client;
   {
     std::lock_guard<std::mutex> lock(task->mutex);
     task->phase = Task::Phase::kEnding;
@@ -367,9 +407,13 @@ absl::StatusOr<uint32_t> TaskManager::Start(const std::string& ns,
   ASSIGN_OR_RETURN(shim_v2::StartResponse started,
                    Call<shim_v2::StartResponse>(task, "Start", start,
                                                 options_.deadlines.call));
-  if (exec_id.empty()) {
+  std::lock_guard<std::mutex> lock(task->mutex);
+  if (!exec_id.empty()) {
+    task->execs[exec_id] = {
+        started.pid(),
+        OpenProcess(static_cast<pid_t>(started.pid()), task->shim_pid)};
+  } else {
     // A restored container has its process only now.
-    std::lock_guard<std::mutex> lock(task->mutex);
     if (!task->init.valid() && started.pid() != task->pid) {
       task->pid = started.pid();
       task->init =
@@ -382,11 +426,13 @@ absl::StatusOr<uint32_t> TaskManager::Start(const std::string& ns,
 absl::StatusOr<Exit> TaskManager::Delete(const std::string& ns,
                                          const std::string& id) {
   ASSIGN_OR_RETURN(TaskPtr task, Find(ns, id));
+  AwaitExitEvent(task);
   shim_v2::DeleteRequest remove;
   remove.set_id(id);
   absl::StatusOr<shim_v2::DeleteResponse> removed =
-      Call<shim_v2::DeleteResponse>(task, "Delete", remove,
-                                    options_.deadlines.remove);
+      Parse<shim_v2::DeleteResponse>(
+          "Delete", InvokeProbed(task, "Delete", remove.SerializeAsString(),
+                                 options_.deadlines.remove));
   bool lost = ttrpc::IsClosed(removed.status());
   if (absl::IsDeadlineExceeded(removed.status())) {
     // The shim hangs. Its process decides whether there is still something to
@@ -408,6 +454,8 @@ absl::StatusOr<Exit> TaskManager::Delete(const std::string& ns,
   }
   if (task->phase != Task::Phase::kLive) return NoTask(id);
   task->phase = Task::Phase::kEnding;
+  // Should this service die now, its next life knows that all was reported.
+  (void)options_.bundles.Write(ns, id, kDeletedFile, "");
   Exit exit;
   if (removed.ok()) {
     exit = ExitOf(*removed);
@@ -434,9 +482,15 @@ absl::StatusOr<Exit> TaskManager::DeleteProcess(const std::string& ns,
   shim_v2::DeleteRequest remove;
   remove.set_id(id);
   remove.set_exec_id(exec_id);
-  ASSIGN_OR_RETURN(shim_v2::DeleteResponse removed,
-                   Call<shim_v2::DeleteResponse>(task, "Delete", remove,
-                                                 options_.deadlines.remove));
+  absl::StatusOr<shim_v2::DeleteResponse> reply =
+      Parse<shim_v2::DeleteResponse>(
+          "Delete", InvokeProbed(task, "Delete", remove.SerializeAsString(),
+                                 options_.deadlines.remove));
+  if (reply.ok() || absl::IsNotFound(reply.status())) {
+    std::lock_guard<std::mutex> lock(task->mutex);
+    task->execs.erase(exec_id);
+  }
+  ASSIGN_OR_RETURN(const shim_v2::DeleteResponse removed, std::move(reply));
   Exit exit = ExitOf(removed);
   exit.pid = removed.pid();
   return exit;
@@ -457,26 +511,9 @@ absl::StatusOr<shim_v2::StateResponse> TaskManager::State(
   return state;
 }
 
-absl::StatusOr<shim_v2::StateResponse> TaskManager::StateFromKernel(
-    const TaskPtr& task, const std::string& exec_id,
-    const absl::Status& error) {
+bool TaskManager::StillLoads(const TaskPtr& task) {
   std::lock_guard<std::mutex> lock(task->mutex);
-  if (!exec_id.empty() || !task->init.valid()) return error;
-  shim_v2::StateResponse state;
-  state.set_id(task->id);
-  state.set_bundle(task->bundle);
-  state.set_pid(task->pid);
-  if (IsAlive(task->init)) {
-    state.set_status(containerd::v1::types::RUNNING);
-    return state;
-  }
-  state.set_status(containerd::v1::types::STOPPED);
-  if (task->exit) {
-    state.set_exit_status(task->exit->status);
-    state.mutable_exited_at()->set_seconds(task->exit->at_seconds);
-    state.mutable_exited_at()->set_nanos(task->exit->at_nanos);
-  }
-  return state;
+  return task->phase == Task::Phase::kLoading;
 }
 
 std::vector<shim_v2::StateResponse> TaskManager::List(const std::string& ns) {
@@ -494,7 +531,8 @@ std::vector<shim_v2::StateResponse> TaskManager::List(const std::string& ns) {
     shim_v2::StateResponse state;
     if (replies[i].ok() && state.ParseFromString(*replies[i])) {
       out.push_back(std::move(state));
-    } else if (absl::IsDeadlineExceeded(replies[i].status())) {
+    } else if (absl::IsDeadlineExceeded(replies[i].status()) ||
+               StillLoads(tasks[i])) {
       absl::StatusOr<shim_v2::StateResponse> known =
           StateFromKernel(tasks[i], "", replies[i].status());
       if (known.ok()) out.push_back(*std::move(known));
@@ -507,16 +545,25 @@ absl::Status TaskManager::Kill(const std::string& ns,
                                const shim_v2::KillRequest& kill) {
   ASSIGN_OR_RETURN(TaskPtr task, Find(ns, kill.id()));
   const absl::Status status =
-      Invoke(task, "Kill", kill.SerializeAsString(), options_.deadlines.kill)
+      InvokeProbed(task, "Kill", kill.SerializeAsString(),
+                   options_.deadlines.kill)
           .status();
-  if (absl::IsDeadlineExceeded(status) && kill.exec_id().empty() &&
-      kill.signal() == SIGKILL) {
-    std::lock_guard<std::mutex> lock(task->mutex);
-    if (!task->init.valid()) return status;
-    SendSignal(task->init, SIGKILL);
-    return absl::OkStatus();
+  return absl::IsDeadlineExceeded(status) ? KillByKernel(task, kill, status)
+                                          : status;
+}
+
+absl::Status TaskManager::Checkpoint(const std::string& ns,
+                                     const std::string& id,
+                                     const std::string& path,
+                                     const Any& options) {
+  shim_v2::CheckpointTaskRequest request;
+  request.set_id(id);
+  request.set_path(path);
+  if (!options.type_url.empty()) {
+    request.mutable_options()->set_type_url(BareUrl(options.type_url));
+    request.mutable_options()->set_value(options.value);
   }
-  return status;
+  return Forward(ns, id, "Checkpoint", request);
 }
 
 absl::Status TaskManager::Exec(const std::string& ns,
@@ -548,11 +595,11 @@ std::vector<std::pair<std::string, Any>> TaskManager::Stats(
   std::vector<TaskPtr> tasks;
   std::vector<std::string> payloads;
   for (const std::string& id : ids) {
-    absl::StatusOr<TaskPtr> task = Find(ns, id);
-    if (!task.ok()) continue;
+    TaskPtr task = Peek({ns, id});
+    if (task == nullptr) continue;
     shim_v2::StatsRequest request;
     request.set_id(id);
-    tasks.push_back(*task);
+    tasks.push_back(std::move(task));
     payloads.push_back(request.SerializeAsString());
   }
   std::vector<absl::StatusOr<std::string>> replies =
@@ -615,7 +662,7 @@ void TaskManager::IssueWait(const TaskPtr& task, const std::string& exec_id,
   shim_v2::WaitRequest request;
   request.set_id(task->id);
   request.set_exec_id(exec_id);
-  std::shared_ptr<ttrpc::Client> client;
+  std::shared_ptr<ShimConnection> client;
   int version;
   {
     std::lock_guard<std::mutex> lock(task->mutex);
@@ -650,10 +697,9 @@ void TaskManager::IssueWait(const TaskPtr& task, const std::string& exec_id,
     }
     wait->Complete(ExitOf(response));
   };
-  const ttrpc::Client::CallId call = client->Start(
+  const ShimConnection::CallId call = client->Start(
       absl::StrCat("containerd.task.v", version, ".Task"), "Wait",
-      request.SerializeAsString(), {{kTtrpcNamespaceKey, task->ns}},
-      absl::InfiniteFuture(), finished);
+      request.SerializeAsString(), task->ns, absl::InfiniteFuture(), finished);
   std::lock_guard<std::mutex> lock(wait->mutex);
   wait->client = client;
   wait->call = call;

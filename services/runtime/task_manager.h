@@ -15,12 +15,12 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "lib/ttrpc/client.h"
 #include "lib/ttrpc/reactor.h"
 #include "proto/containerd/task/v2/task.pb.h"
 #include "services/runtime/bundle.h"
 #include "services/runtime/event_forwarder.h"
 #include "services/runtime/shim_binary.h"
+#include "services/runtime/shim_connection.h"
 #include "services/runtime/workers.h"
 
 namespace bulkhead::runtime {
@@ -59,7 +59,9 @@ struct CreateTask {
   std::string stderr_path;
   bool terminal = false;
   Any options;
-  std::string checkpoint;    // A folder to restore from.
+  std::string checkpoint;  // A folder to restore from.
+  // Fills a folder of the bundle with what to restore from, instead. May block.
+  std::function<absl::Status(const std::string& folder)> fetch_checkpoint;
   std::string runtime_path;  // Instead of the record's runtime.
   // A shim that runs already, to be joined (sandboxes).
   std::string task_api_address;
@@ -72,6 +74,11 @@ struct Exit {
   int64_t at_seconds = 0;
   int32_t at_nanos = 0;
 };
+
+// The shim of a sandbox, for containers that join it. kNotFound: none that can
+// be joined. Thread-safe; must not block for long.
+using SandboxShims = std::function<absl::StatusOr<Bootstrap>(
+    const std::string& ns, const std::string& sandbox)>;
 
 struct Task;  // Private to the .cc files.
 
@@ -92,6 +99,8 @@ class TaskManager {
     Bundles bundles;
     std::string default_runtime;
     Deadlines deadlines;
+    ShimDialer dialer;
+    SandboxShims sandboxes;  // May be null: there are none.
   };
 
   // All borrowed objects must outlive the manager.
@@ -119,10 +128,15 @@ class TaskManager {
                                                const std::string& id,
                                                const std::string& exec_id);
   std::vector<shim_v2::StateResponse> List(const std::string& ns);
-  // SIGKILL reaches the first process even if the shim hangs.
+  // Reaches the process even if the shim hangs; a shim that hangs while its
+  // container gets SIGKILL goes with it.
   absl::Status Kill(const std::string& ns, const shim_v2::KillRequest& kill);
   absl::Status Exec(const std::string& ns,
                     const shim_v2::ExecProcessRequest& exec);
+  // Writes a checkpoint into the folder `path`. `options`: as the shim takes
+  // them, may be empty.
+  absl::Status Checkpoint(const std::string& ns, const std::string& id,
+                          const std::string& path, const Any& options);
   absl::StatusOr<shim_v2::PidsResponse> Pids(const std::string& ns,
                                              const std::string& id);
   // Ids of the namespace's tasks.
@@ -141,9 +155,11 @@ class TaskManager {
       const std::string& ns, const std::string& id, const std::string& exec_id,
       std::function<void(absl::StatusOr<Exit>)> done);
 
-  // Every event a shim sends passes here before it is forwarded (`sent` false)
-  // and after metadata has it (true).
-  void Observe(const containerd::types::Envelope& envelope, bool sent);
+  // Every event a shim sends passes here when it arrives, and when metadata has
+  // it or it was refused. False: it has been published before (a shim sends
+  // again what was not acknowledged) and is not to be.
+  enum class EventStage { kArrived, kSent, kRefused };
+  bool Observe(const containerd::types::Envelope& envelope, EventStage stage);
 
  private:
   using Key = std::pair<std::string, std::string>;
@@ -151,6 +167,8 @@ class TaskManager {
 
   // A task to talk to, loaded.
   absl::StatusOr<TaskPtr> Find(const std::string& ns, const std::string& id);
+  // Those that can be asked; after a while also those that still load.
+  bool StillLoads(const TaskPtr& task);
   std::vector<TaskPtr> InNamespace(const std::string& ns);
   TaskPtr Peek(const Key& key);
   absl::StatusOr<TaskPtr> Reserve(const std::string& ns, const std::string& id);
@@ -176,9 +194,25 @@ class TaskManager {
   void Forget(const TaskPtr& task, const CreateTask& request);
   void IssueWait(const TaskPtr& task, const std::string& exec_id,
                  const std::shared_ptr<struct WaitCall>& wait);
+
+  // task_hung.cc
+  // As Invoke(), but a shim that answers nothing at all is given up within
+  // seconds: kDeadlineExceeded.
+  absl::StatusOr<std::string> InvokeProbed(const TaskPtr& task,
+                                           const std::string& method,
+                                           const std::string& payload,
+                                           absl::Duration timeout);
+  // Who the shim and the first process are, when the shim does not say.
+  void IdentifyFromKernel(const TaskPtr& task);
+  // These give `error` where the kernel knows nothing either.
   absl::StatusOr<shim_v2::StateResponse> StateFromKernel(
       const TaskPtr& task, const std::string& exec_id,
       const absl::Status& error);
+  absl::Status KillByKernel(const TaskPtr& task,
+                            const shim_v2::KillRequest& kill,
+                            const absl::Status& error);
+  void EndHungShim(const TaskPtr& task);
+  std::string CgroupOf(const TaskPtr& task) const;
 
   // task_recovery.cc
   absl::Status Attach(const TaskPtr& task);  // Dials, learns the shim's pid.
@@ -195,6 +229,8 @@ class TaskManager {
   void PublishExit(const Task& task, const Exit& exit);
   void PublishDelete(const Task& task, const Exit& exit);
   void CheckMissedExit(const TaskPtr& task);
+  // So that the exit is published before the delete.
+  void AwaitExitEvent(const TaskPtr& task);
 
   const Options options_;
   ttrpc::Reactor& reactor_;

@@ -12,7 +12,9 @@
 #include "lib/base/status_macros.h"
 #include "lib/log/log.h"
 #include "proto/containerd/events/task.pb.h"
+#include "services/runtime/cgroup_end.h"
 #include "services/runtime/process.h"
+#include "services/runtime/publish.h"
 #include "services/runtime/task.h"
 #include "services/runtime/task_manager.h"
 
@@ -30,27 +32,15 @@ constexpr absl::Duration kKillMax = absl::Seconds(2);
 constexpr absl::Duration kLastBreath = absl::Milliseconds(500);
 // Shims repeat an event that was not taken for 15 s.
 constexpr absl::Duration kMissedExit = absl::Seconds(16);
+// How long a delete waits for the exit event of a process that ended while this
+// service was away; shims try again after a second.
+constexpr absl::Duration kExitEventMax = absl::Seconds(3);
 constexpr char kLeaked[] = "the shim has no task";
 
 void SetNow(Exit* exit) {
   const absl::Time now = absl::Now();
   exit->at_seconds = absl::ToUnixSeconds(now);
   exit->at_nanos = static_cast<int32_t>(absl::ToUnixNanos(now) % 1'000'000'000);
-}
-
-template <typename Event>
-void Publish(EventForwarder& events, const std::string& ns,
-             const std::string& topic, const Event& event) {
-  containerd::types::Envelope envelope;
-  Exit now;
-  SetNow(&now);
-  envelope.mutable_timestamp()->set_seconds(now.at_seconds);
-  envelope.mutable_timestamp()->set_nanos(now.at_nanos);
-  envelope.set_namespace_(ns);
-  envelope.set_topic(topic);
-  envelope.mutable_event()->set_type_url(Event::descriptor()->full_name());
-  envelope.mutable_event()->set_value(event.SerializeAsString());
-  events.Publish(std::move(envelope), nullptr);
 }
 
 std::string ExitToJson(const Exit& exit) {
@@ -83,7 +73,7 @@ TaskManager::~TaskManager() {
     tasks = tasks_;
   }
   for (auto& [key, task] : tasks) {
-    std::shared_ptr<ttrpc::Client> client;
+    std::shared_ptr<ShimConnection> client;
     std::lock_guard<std::mutex> lock(task->mutex);
     task->phase = Task::Phase::kGone;
     client = std::move(task->client);
@@ -126,12 +116,13 @@ absl::Status TaskManager::Recover() {
 }
 
 absl::Status TaskManager::Attach(const TaskPtr& task) {
-  ASSIGN_OR_RETURN(os::UniqueFd socket, ttrpc::Dial(task->bootstrap.address));
-  std::shared_ptr<ttrpc::Client> client = ttrpc::Client::Create(
-      reactor_, std::move(socket), [this, weak = std::weak_ptr<Task>(task)] {
-        if (TaskPtr task = weak.lock()) OnDisconnect(task);
-      });
-  std::shared_ptr<ttrpc::Client> old;
+  ASSIGN_OR_RETURN(std::shared_ptr<ShimConnection> client,
+                   options_.dialer(task->bootstrap,
+                                   [this, weak = std::weak_ptr<Task>(task)] {
+                                     if (TaskPtr task = weak.lock())
+                                       OnDisconnect(task);
+                                   }));
+  std::shared_ptr<ShimConnection> old;
   {
     std::lock_guard<std::mutex> lock(task->mutex);
     old = std::exchange(task->client, client);
@@ -145,6 +136,7 @@ absl::Status TaskManager::Attach(const TaskPtr& task) {
       Call<shim_v2::ConnectResponse>(task, "Connect", request,
                                      options_.deadlines.load);
   RETURN_IF_ERROR(connect.status());
+  client->Identify(static_cast<pid_t>(connect->shim_pid()));
   std::lock_guard<std::mutex> lock(task->mutex);
   task->shim_pid = static_cast<pid_t>(connect->shim_pid());
   task->shim = OpenProcess(task->shim_pid);
@@ -230,6 +222,7 @@ absl::Status TaskManager::LoadShim(const TaskPtr& task) {
                state->exited_at().nanos()};
     }
     if (!task->exit_published) {
+      task->exit_event_due = true;
       reactor_.At(absl::Now() + kMissedExit,
                   [this, weak = std::weak_ptr<Task>(task)] {
                     if (TaskPtr task = weak.lock()) CheckMissedExit(task);
@@ -245,6 +238,7 @@ void TaskManager::Load(const TaskPtr& task) {
     // A shim that lives and does not answer keeps its task: calls to it have
     // deadlines of their own.
     if (!status.ok()) {
+      IdentifyFromKernel(task);
       log::Warn("shim does not answer", {{"ns", task->ns}, {"id", task->id}});
     }
     bool lost;
@@ -267,7 +261,8 @@ void TaskManager::Load(const TaskPtr& task) {
     task->changed.notify_all();
   }
   const bool leaked =
-      absl::IsFailedPrecondition(status) && MessageOf(status) == kLeaked;
+      (absl::IsFailedPrecondition(status) && MessageOf(status) == kLeaked) ||
+      options_.bundles.Read(task->ns, task->id, kDeletedFile).ok();
   if (leaked && task->client != nullptr) EndShim(task, /*deleted=*/false);
   Bury(task, /*known=*/!leaked);
 }
@@ -321,10 +316,13 @@ void TaskManager::Bury(const TaskPtr& task, bool known) {
   Exit exit;
   SetNow(&exit);
   exit.status = kUnknownExitStatus;
+  bool cleaned = false;
+  const std::string cgroup = CgroupOf(task);
   if (!task->shim_binary.empty()) {
     absl::StatusOr<ShimDeleteResult> result =
         shims_.Delete({task->shim_binary, task->ns, task->id, task->bundle},
                       options_.deadlines.cleanup);
+    cleaned = result.ok();
     if (result.ok()) {
       exit = {result->pid, result->exit_status, result->exited_at_seconds,
               result->exited_at_nanos};
@@ -337,6 +335,10 @@ void TaskManager::Bury(const TaskPtr& task, bool known) {
   if (IsAlive(task->init)) {
     SendSignal(task->init, SIGKILL);
     AwaitExit(task->init, kKillMax);
+  }
+  if (!cleaned && !EndCgroup(cgroup, kKillMax)) {
+    log::Warn("cgroup stays",
+              {{"ns", task->ns}, {"id", task->id}, {"cgroup", cgroup}});
   }
   bool publish_exit, publish_delete;
   {
@@ -363,7 +365,7 @@ void TaskManager::Bury(const TaskPtr& task, bool known) {
 // Shutdown, the end of the connection, and the `delete` command that shims
 // count on after every task. Ours needs no such call after a clean Delete.
 void TaskManager::EndShim(const TaskPtr& task, bool deleted) {
-  std::shared_ptr<ttrpc::Client> client;
+  std::shared_ptr<ShimConnection> client;
   {
     std::lock_guard<std::mutex> lock(task->mutex);
     client = task->client;
@@ -408,7 +410,7 @@ void TaskManager::EndShim(const TaskPtr& task, bool deleted) {
 
 void TaskManager::Finish(const TaskPtr& task, const Exit& exit) {
   std::list<std::shared_ptr<WaitCall>> parked;
-  std::shared_ptr<ttrpc::Client> client;
+  std::shared_ptr<ShimConnection> client;
   {
     std::lock_guard<std::mutex> lock(task->mutex);
     task->exit = exit;
@@ -455,38 +457,65 @@ void TaskManager::CheckMissedExit(const TaskPtr& task) {
                                ExitToJson(*task->exit));  // Only a memo.
 }
 
-void TaskManager::Observe(const containerd::types::Envelope& envelope,
-                          bool sent) {
-  if (envelope.topic() == "/tasks/exit") {
+void TaskManager::AwaitExitEvent(const TaskPtr& task) {
+  {
+    std::unique_lock<std::mutex> lock(task->mutex);
+    if (!task->exit_event_due) return;
+    task->changed.wait_for(lock, absl::ToChronoNanoseconds(kExitEventMax),
+                           [&] { return task->exit_published; });
+    task->exit_event_due = false;
+  }
+  CheckMissedExit(task);
+}
+
+bool TaskManager::Observe(const containerd::types::Envelope& envelope,
+                          EventStage stage) {
+  const bool is_exit = envelope.topic() == "/tasks/exit";
+  if (!is_exit && envelope.topic() != "/tasks/delete") return true;
+  Exit exit;
+  std::string id;
+  if (is_exit) {
     events_v1::TaskExit event;
     if (!event.ParseFromString(envelope.event().value()) ||
         event.id() != event.container_id()) {
-      return;
+      return true;
     }
-    TaskPtr task = Peek({envelope.namespace_(), event.container_id()});
-    if (task == nullptr) return;
-    std::lock_guard<std::mutex> lock(task->mutex);
-    // A late event of an earlier task of this name says nothing about this.
-    if (task->pid != 0 && event.pid() != task->pid) return;
-    task->exit = Exit{event.pid(), event.exit_status(),
-                      event.exited_at().seconds(), event.exited_at().nanos()};
-    task->exit_published = true;
-    if (sent && task->phase == Task::Phase::kLive) {
-      (void)options_.bundles.Write(task->ns, task->id, kExitFile,
-                                   ExitToJson(*task->exit));  // Only a memo.
-    }
-  } else if (envelope.topic() == "/tasks/delete") {
+    id = event.container_id();
+    exit = {event.pid(), event.exit_status(), event.exited_at().seconds(),
+            event.exited_at().nanos()};
+  } else {
     events_v1::TaskDelete event;
     if (!event.ParseFromString(envelope.event().value()) ||
         (!event.id().empty() && event.id() != event.container_id())) {
-      return;
+      return true;
     }
-    TaskPtr task = Peek({envelope.namespace_(), event.container_id()});
-    if (task == nullptr) return;
-    std::lock_guard<std::mutex> lock(task->mutex);
-    if (task->pid != 0 && event.pid() != task->pid) return;
-    task->delete_published = true;
+    id = event.container_id();
+    exit.pid = event.pid();
   }
+  TaskPtr task = Peek({envelope.namespace_(), id});
+  if (task == nullptr) return true;
+  std::lock_guard<std::mutex> lock(task->mutex);
+  // A late event of an earlier task of this name says nothing about this.
+  if (task->pid != 0 && exit.pid != task->pid) return true;
+  bool& published = is_exit ? task->exit_published : task->delete_published;
+  switch (stage) {
+    case EventStage::kArrived:
+      if (published) return false;
+      published = true;
+      if (is_exit) task->exit = exit;
+      task->changed.notify_all();
+      break;
+    case EventStage::kRefused:
+      published = false;  // The shim will send it again.
+      break;
+    case EventStage::kSent:
+      if (is_exit && task->phase == Task::Phase::kLive) {
+        (void)options_.bundles.Write(task->ns, task->id, kExitFile,
+                                     ExitToJson(exit));  // Only a memo.
+      }
+      break;
+  }
+  return true;
 }
 
 }  // namespace bulkhead::runtime

@@ -1,15 +1,19 @@
 #include "services/runtime/tasks_service.h"
 
+#include <cstdlib>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
 #include "lib/filters/filters.h"
+#include "lib/os/fd.h"
 #include "lib/rpc/context.h"
 #include "lib/rpc/status.h"
+#include "proto/containerd/runc/v1/options.pb.h"
 #include "proto/containerd/services/tasks/v1/tasks.grpc.pb.h"
 
 namespace bulkhead::runtime {
@@ -19,6 +23,27 @@ namespace tasks_v1 = ::containerd::services::tasks::v1;
 using google::protobuf::Empty;
 using grpc::ServerContext;
 using grpc::Status;
+
+constexpr char kCheckpointType[] =
+    "application/vnd.containerd.container.criu.checkpoint.criu.tar";
+constexpr char kCheckpointConfigType[] =
+    "application/vnd.containerd.container.checkpoint.config.v1+proto";
+
+// Whether `any` is of the type of `*out`, which then has its value.
+template <typename Message>
+bool IsOf(const Any& any, Message& out) {
+  return any.type_url.substr(any.type_url.rfind('/') + 1) ==
+             out.GetTypeName() &&
+         out.ParseFromString(any.value);
+}
+
+void AddDescriptor(const StoredBlob& blob, const std::string& media_type,
+                   tasks_v1::CheckpointTaskResponse* response) {
+  auto* descriptor = response->add_descriptors();
+  descriptor->set_media_type(media_type);
+  descriptor->set_digest(blob.digest);
+  descriptor->set_size(blob.size_bytes);
+}
 
 // Containers of ours carry the id in `id`; container_id stays empty, as
 // clients expect.
@@ -94,18 +119,19 @@ class WaitReactor : public grpc::ServerUnaryReactor {
 class TasksService final : public tasks_v1::Tasks::WithCallbackMethod_Wait<
                                tasks_v1::Tasks::Service> {
  public:
-  explicit TasksService(TaskManager& tasks) : tasks_(tasks) {}
+  TasksService(TaskManager& tasks, const CheckpointStore& checkpoints,
+               ContainerSource containers)
+      : tasks_(tasks),
+        checkpoints_(checkpoints),
+        containers_(std::move(containers)) {}
 
   Status Create(ServerContext* context,
                 const tasks_v1::CreateTaskRequest* request,
                 tasks_v1::CreateTaskResponse* response) override {
     return rpc::ToGrpc([&]() -> absl::Status {
       ASSIGN_OR_RETURN(std::string ns, rpc::RequireNamespace(*context));
-      if (request->has_checkpoint() &&
-          !request->checkpoint().digest().empty()) {
-        return absl::UnimplementedError("restoring from a checkpoint image");
-      }
       CreateTask create;
+      RETURN_IF_ERROR(SetCheckpoint(ns, *request, &create));
       create.id = request->container_id();
       create.rootfs.assign(request->rootfs().begin(), request->rootfs().end());
       create.stdin_path = request->stdin();
@@ -317,7 +343,64 @@ class TasksService final : public tasks_v1::Tasks::WithCallbackMethod_Wait<
     return reactor;
   }
 
+  Status Checkpoint(ServerContext* context,
+                    const tasks_v1::CheckpointTaskRequest* request,
+                    tasks_v1::CheckpointTaskResponse* response) override {
+    return rpc::ToGrpc([&]() -> absl::Status {
+      ASSIGN_OR_RETURN(std::string ns, rpc::RequireNamespace(*context));
+      const std::string& id = request->container_id();
+      const Any options = {request->options().type_url(),
+                           request->options().value()};
+      containerd::runc::v1::CheckpointOptions runc;
+      if (IsOf(options, runc) && !runc.image_path().empty()) {
+        // The caller keeps the files itself.
+        return tasks_.Checkpoint(ns, id, runc.image_path(), options);
+      }
+      ASSIGN_OR_RETURN(const ContainerRecord record, containers_(ns, id));
+      char folder[] = "/tmp/bulkhead-checkpoint-XXXXXX";
+      if (::mkdtemp(folder) == nullptr) {
+        return os::ErrnoStatus(errno, "mkdtemp");
+      }
+      const std::string lease = rpc::ContextOf(*context).lease;
+      absl::Status status = tasks_.Checkpoint(ns, id, folder, options);
+      absl::StatusOr<StoredBlob> image = status;
+      if (status.ok()) image = checkpoints_.SaveFolder(ns, lease, folder);
+      (void)os::RemoveAll(folder);  // Left in /tmp at worst.
+      RETURN_IF_ERROR(image.status());
+      AddDescriptor(*image, kCheckpointType, response);
+      google::protobuf::Any spec;
+      spec.set_type_url(record.spec.type_url);
+      spec.set_value(record.spec.value);
+      ASSIGN_OR_RETURN(
+          const StoredBlob config,
+          checkpoints_.SaveBytes(ns, lease, spec.SerializeAsString()));
+      AddDescriptor(config, kCheckpointConfigType, response);
+      return absl::OkStatus();
+    }());
+  }
+
  private:
+  // Where a task is to be restored from, if it is.
+  absl::Status SetCheckpoint(const std::string& ns,
+                             const tasks_v1::CreateTaskRequest& request,
+                             CreateTask* create) const {
+    containerd::runc::v1::Options runc;
+    if (IsOf({request.options().type_url(), request.options().value()}, runc)) {
+      create->checkpoint = runc.criu_image_path();
+    }
+    const auto& descriptor = request.checkpoint();
+    if (descriptor.digest().empty()) return absl::OkStatus();
+    if (descriptor.media_type() != kCheckpointType) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "unsupported checkpoint type \"", descriptor.media_type(), "\""));
+    }
+    create->fetch_checkpoint =
+        [this, ns, digest = descriptor.digest()](const std::string& folder) {
+          return checkpoints_.Load(ns, digest, folder);
+        };
+    return absl::OkStatus();
+  }
+
   Status Forward(const ServerContext& context, const std::string& id,
                  const std::string& method,
                  const google::protobuf::MessageLite& message) {
@@ -328,12 +411,17 @@ class TasksService final : public tasks_v1::Tasks::WithCallbackMethod_Wait<
   }
 
   TaskManager& tasks_;
+  const CheckpointStore& checkpoints_;
+  const ContainerSource containers_;
 };
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeTasksService(TaskManager& tasks) {
-  return std::make_unique<TasksService>(tasks);
+std::unique_ptr<grpc::Service> MakeTasksService(
+    TaskManager& tasks, const CheckpointStore& checkpoints,
+    ContainerSource containers) {
+  return std::make_unique<TasksService>(tasks, checkpoints,
+                                        std::move(containers));
 }
 
 }  // namespace bulkhead::runtime

@@ -7,12 +7,16 @@
 
 #include <memory>
 
+#include "services/runtime/checkpoint_store.h"
 #include "services/runtime/task_manager.h"
 
 namespace bulkhead::runtime {
 
-// `tasks` must outlive the service.
-std::unique_ptr<grpc::Service> MakeTasksService(TaskManager& tasks);
+// Borrowed objects must outlive the service. `containers` gives the spec that
+// goes into a checkpoint.
+std::unique_ptr<grpc::Service> MakeTasksService(
+    TaskManager& tasks, const CheckpointStore& checkpoints,
+    ContainerSource containers);
 
 }  // namespace bulkhead::runtime
 
