@@ -69,6 +69,14 @@ def kill_rounds(seconds, seed):
     return rounds
 
 
+def run_tests(name, **env):
+    """Integration tests in their long form; ends this program if one fails."""
+    done = subprocess.run([sys.executable, "-m", "tests.run", "--integration", name],
+                          cwd=proc.TOP, env=dict(os.environ, **env))
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
 def main():
     parser = argparse.ArgumentParser(prog="sudo ./dev soak", description=__doc__)
     parser.add_argument("--seconds", type=int, default=600)
@@ -76,7 +84,17 @@ def main():
     parser.add_argument("--large-pulls", type=int, default=0, metavar="N",
                         help="instead: N pulls of a layer of 1 GiB, with kills")
     parser.add_argument("--layer-mib", type=int, default=1024, help="of --large-pulls")
+    parser.add_argument("--many", type=int, metavar="N",
+                        help="instead: N printing containers through SIGKILLs of everything")
+    parser.add_argument("--codes", action="store_true",
+                        help="instead: each exit code and signal, with both daemons and shims")
     args = parser.parse_args()
+    if args.many:
+        run_tests("test_services_die", BULKHEAD_MANY=str(args.many))
+    if args.codes:
+        run_tests("test_every_exit_code", BULKHEAD_ALL_CODES="1")
+    if args.many or args.codes:
+        return
     print("seed %d" % args.seed)
     if args.large_pulls:
         soak_pulls.pull_kill_rounds(args.large_pulls, args.layer_mib, args.seed)

@@ -13,6 +13,7 @@ import re
 import select
 import signal
 import subprocess
+import termios
 import time
 import unittest
 
@@ -70,8 +71,10 @@ class Engine(unittest.TestCase):
         return results[0][1]
 
     def check(self, engine, *args, code=0, **kwargs):
+        """Its output; `code` None takes any exit code."""
         result = engine(*args, **kwargs)
-        self.assertEqual(code, result.code, repr(result))
+        if code is not None:
+            self.assertEqual(code, result.code, repr(result))
         return result.out
 
     def state(self, engine, name, field):
@@ -154,6 +157,67 @@ class Run(Engine):
             self.check(engine, "rm", "-f", name)
 
 
+    def test_detached_and_removed(self):
+        """-d, --rm: gone when it ends, with everything of it in the daemon."""
+        for engine in self.ways():
+            name = self.started(engine, "--rm", "bb:1", "sh", "-c",
+                                "while [ ! -e /go ]; do sleep 0.02; done; exit 3")
+            self.assertEqual("running", self.state(engine, name, "Status"))
+            tasks = engine.daemon.ctr("tasks", "ls", "-q", ns="docker").out.split()
+            self.assertIn(name, tasks)
+            waiter = subprocess.Popen(engine.command("wait", name), stdout=subprocess.PIPE,
+                                      text=True)
+            self.check(engine, "exec", name, "touch", "/go", code=None)
+            self.assertEqual("3\n", waiter.communicate(timeout=30)[0])
+            proc.wait_for(lambda: name not in self.check(engine, "ps", "-aq", "--no-trunc"),
+                          "its removal")
+            proc.wait_for(lambda: name not in engine.daemon.ctr(
+                "containers", "ls", "-q", ns="docker").out.split(), "its record's removal")
+
+    def test_interactive_with_a_terminal_resized(self):
+        """-i -t: the client's window is the container's, also after a change."""
+        for engine in self.ways():
+            pid, fd = pty.fork()
+            if pid == 0:
+                args = engine.command("run", "--rm", "-it", "--network", "none", "bb:1", "sh")
+                os.execvp(args[0], args)
+            termios.tcsetwinsize(fd, (33, 99))
+            out, step, end = b"", 0, time.monotonic() + 40
+            while time.monotonic() < end:
+                if select.select([fd], [], [], 0.2)[0]:
+                    try:
+                        out += os.read(fd, 4096)
+                    except OSError:
+                        break
+                if step == 0 and b"# " in out:
+                    termios.tcsetwinsize(fd, (22, 77))
+                    os.kill(pid, signal.SIGWINCH)
+                    step = 1
+                if step == 1 and b"22 77" not in out:
+                    os.write(fd, b"stty size\n")
+                    time.sleep(0.1)
+                if step == 1 and b"22 77" in out:
+                    os.write(fd, b"exit 4\n")
+                    step = 2
+            os.close(fd)
+            _, status = os.waitpid(pid, 0)
+            self.assertEqual(4, os.waitstatus_to_exitcode(status), out)
+            self.assertEqual(2, step, out)
+
+    def test_bridge_network_between_containers(self):
+        for engine in self.ways():
+            web = self.check(engine, "run", "-d", "bb:1", "sh", "-c",
+                             "mkdir /w; echo hi > /w/i; exec httpd -f -p 80 -h /w").strip()
+            address = self.check(engine, "inspect", "-f", "{{.NetworkSettings.IPAddress}}",
+                                 web).strip()
+            self.assertTrue(address.startswith("10.231.7."), address)
+            reply = proc.wait_for(lambda: engine(
+                "run", "--rm", "bb:1", "wget", "-qO-", "http://%s/i" % address).out,
+                                  "the other container")
+            self.assertEqual("hi\n", reply)
+            self.check(engine, "rm", "-f", web)
+
+
 class Life(Engine):
     def test_exec_logs_top_stats(self):
         for engine in self.ways():
@@ -193,6 +257,48 @@ class Life(Engine):
             self.assertEqual("137\n", waiter.communicate(timeout=20)[0])
             self.check(engine, "rm", name)
 
+    def test_signals(self):
+        """kill with signals that are caught; stop with the container's own."""
+        for engine in self.ways():
+            name = self.started(engine, "--stop-signal", "USR2", "bb:1", "sh", "-c",
+                                "trap 'echo usr1' USR1; trap 'echo usr2; exit 9' USR2; echo up; "
+                                "while :; do sleep 0.05; done")
+            proc.wait_for(lambda: engine("logs", name).out == "up\n", "the traps")
+            self.check(engine, "kill", "-s", "USR1", name)
+            proc.wait_for(lambda: engine("logs", name).out == "up\nusr1\n", "the signal")
+            self.assertEqual("running", self.state(engine, name, "Status"))
+            self.check(engine, "stop", "-t", "10", name)
+            self.assertEqual("9", self.state(engine, name, "ExitCode"))
+            self.assertEqual("up\nusr1\nusr2\n", engine("logs", name).out)
+            self.check(engine, "rm", name)
+
+    def test_logs_follow_and_tail(self):
+        for engine in self.ways():
+            name = self.started(engine, "bb:1", "sh", "-c",
+                                "seq 100; while [ ! -e /go ]; do sleep 0.02; done; echo last")
+            proc.wait_for(lambda: engine("logs", name).out.endswith("100\n"), "logs")
+            self.assertEqual("99\n100\n", self.check(engine, "logs", "--tail", "2", name))
+            follow = subprocess.Popen(engine.command("logs", "-f", "--tail", "1", name),
+                                      stdout=subprocess.PIPE, text=True)
+            self.assertEqual("100\n", follow.stdout.readline())
+            self.check(engine, "exec", name, "touch", "/go", code=None)
+            self.assertEqual("last\n", follow.communicate(timeout=30)[0])
+            self.check(engine, "rm", name)
+
+    def test_stats_stream_and_top_of_many(self):
+        for engine in self.ways():
+            name = self.started(engine, "--memory", "64m", "bb:1", "sh", "-c",
+                                "sleep 1001 & sleep 1002 & exec sleep 1003")
+            titles, *rows = self.check(engine, "top", name, "-eo", "pid,args").splitlines()
+            self.assertEqual(["PID", "COMMAND"], titles.split())
+            self.assertEqual({"sleep 1001", "sleep 1002", "sleep 1003"},
+                             {" ".join(row.split()[1:]) for row in rows})
+            stats = json.loads(self.check(engine, "stats", "--no-stream", "--format",
+                                          "{{json .}}", name))
+            self.assertEqual("3", stats["PIDs"])
+            self.assertIn("64MiB", stats["MemUsage"])
+            self.check(engine, "rm", "-f", name)
+
     def test_events(self):
         seen = []
         for engine in self.ways():
@@ -213,6 +319,18 @@ class Life(Engine):
             proc.wait_for(lambda: self.state(engine, name, "Status") == "exited" and
                           self.state(engine, name, "ExitCode") == "4" and
                           engine("logs", name).out == "try\n" * 3, "three tries")
+            self.check(engine, "rm", name)
+
+
+    def test_restart_policy_unless_stopped(self):
+        for engine in self.ways():
+            name = self.started(engine, "--restart", "unless-stopped", "bb:1", "sleep", "1000")
+            pid = self.state(engine, name, "Pid")
+            os.kill(int(pid), signal.SIGKILL)
+            proc.wait_for(lambda: self.state(engine, name, "Status") == "running" and
+                          self.state(engine, name, "Pid") not in (pid, "0"), "its return")
+            self.check(engine, "stop", "-t", "0", name)
+            self.assertEqual("exited", self.state(engine, name, "Status"))
             self.check(engine, "rm", name)
 
 

@@ -5,6 +5,8 @@ expectations were taken from; every way must meet them.
 """
 
 import functools
+import itertools
+import json
 import os
 import pty
 import re
@@ -15,11 +17,13 @@ import threading
 import time
 import unittest
 
-from tests.harness import proc, suite
+from tests.harness import grpcurl, proc, suite
 from tests.integration import common
 
 DEBIAN, OURS = "io.containerd.runc.v2", "io.containerd.bulkhead.v1"
 NS = "bht-four"
+# Each of the 256 codes and every signal takes minutes: `./dev soak --codes`.
+ALL_CODES = bool(os.environ.get("BULKHEAD_ALL_CODES"))
 
 
 def setUpModule():
@@ -29,6 +33,9 @@ def setUpModule():
     for daemon in suites.values():
         unittest.addModuleCleanup(daemon.start().stop)
         daemon.ctr("images", "pull", "--plain-http", image, ns=NS, check=True)
+
+
+_count = itertools.count(1)  # No test sees another's containers.
 
 
 class Way:
@@ -45,7 +52,7 @@ class Way:
         return proc.run(self.command(*args), **kwargs)
 
     def run_args(self, *args, options=()):
-        self.count += 1
+        self.count = next(_count)
         return self.command("run", "--rm", "--runtime", self.shim, *options, image,
                             "%s-%d" % (self.name, self.count), *args)
 
@@ -53,7 +60,7 @@ class Way:
         return proc.run(self.run_args(*args, options=options), **kwargs)
 
     def detached(self, *args, options=()):
-        self.count += 1
+        self.count = next(_count)
         name = "%s-%d" % (self.name, self.count)
         result = self.ctr("run", "-d", "--runtime", self.shim, *options, image, name, *args)
         if result.code:
@@ -67,6 +74,14 @@ class Way:
                 return line.split()[1:]
         return None
 
+    def update(self, name, resources):
+        """Tasks.Update, which ctr has no command for: by gRPC."""
+        update = grpcurl.Call(self.daemon.address, NS)
+        update("containerd.services.tasks.v1.Tasks", "Update",
+               grpcurl.field(1, name) + grpcurl.field(2, grpcurl.field(
+                   1, "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources") +
+                   grpcurl.field(2, resources)))
+
     def wait_stopped(self, name):
         proc.wait_for(lambda: (self.task(name) or ["", ""])[1] == "STOPPED", name + " to end")
 
@@ -79,6 +94,69 @@ class Way:
         self.ctr("containers", "rm", name)
         code = re.search(r"non-zero exit code (\d+)", result.err)
         return int(code.group(1)) if code else result.code
+
+
+class Events:
+    """What a daemon says happens, while it is open."""
+
+    def __init__(self, way):
+        self.way = way
+
+    def __enter__(self):
+        self.process = subprocess.Popen(self.way.command("events"), stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL)
+        self.lines, self.fd = b"", self.process.stdout.fileno()
+        # It listens once it has told of something.
+        probe = "probe-%s-%d" % (self.way.name, self.way.count)
+        end = time.monotonic() + 20
+        while probe.encode() not in self.lines and time.monotonic() < end:
+            self.way.ctr("namespaces", "create", probe)
+            self.way.ctr("namespaces", "rm", probe)
+            self._read(0.1)
+        return self
+
+    def _read(self, timeout):
+        while select.select([self.fd], [], [], timeout)[0]:
+            data = os.read(self.fd, 65536)
+            if not data:
+                return
+            self.lines += data
+            timeout = 0
+
+    def until(self, container, topic):
+        """The topics of a container's events up to `topic`."""
+        def found():
+            self._read(0.1)
+            topics = []
+            for line in self.lines.decode(errors="replace").splitlines():
+                match = re.search(r" (/[a-z/-]+) (\{.*\})", line)
+                if not match or not match.group(1).startswith("/tasks/"):
+                    continue
+                if json.loads(match.group(2)).get("container_id") == container:
+                    topics.append(match.group(1))
+            return topics if topic in topics else None
+
+        return proc.wait_for(found, "%s of %s in:\n%s" % (
+            topic, container, self.lines.decode(errors="replace")[-2000:]))
+
+    def __exit__(self, *exc):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def zombies(parent):
+    """Children of a process that nobody has waited for."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open("/proc/%s/stat" % pid) as f:
+                state, ppid = f.read().rsplit(")", 1)[1].split()[:2]
+        except OSError:
+            continue
+        if state == "Z" and int(ppid) == parent:
+            found.append(int(pid))
+    return found
 
 
 def each_way(test):
@@ -100,24 +178,32 @@ class FourWays(unittest.TestCase):
         if out is not None:
             self.assertEqual(out, result.out, repr(result))
 
-    def exits(self, way):
-        """One container that ends with each code: execs cost less."""
+    @each_way
+    def test_exit_codes_of_first_processes(self, way):
+        for code in (0, 1, 137, 255):
+            self.expect(way.run("sh", "-c", "exit %d" % code), code, "")
+        # It is gone before anybody asks: nothing but its code is left.
+        self.expect(way.run("true"), 0, "")
+        # Killed behind everybody's back.
         name = way.detached("sleep", "1000")
-        codes = list(range(0, 256, 5)) + [1, 2, 126, 127, 128, 129, 137, 143, 254]
-        for code in codes[::5]:
-            self.expect(way.ctr("tasks", "exec", "--exec-id", "e%d" % code, name, "sh", "-c",
-                                "exit %d" % code), code, "")
-        for sig in (1, 2, 9, 11, 15):
-            self.expect(way.ctr("tasks", "exec", "--exec-id", "s%d" % sig, name, "sh", "-c",
-                                "kill -%d $$; sleep 9" % sig), 128 + sig, "")
+        os.kill(int(way.task(name)[0]), signal.SIGKILL)
+        way.wait_stopped(name)
         self.assertEqual(137, way.remove(name))
 
     @each_way
-    def test_exit_codes(self, way):
-        for code in (0, 1, 137, 255):
-            self.expect(way.run("sh", "-c", "exit %d" % code), code, "")
-        self.expect(way.run("true"), 0, "")
-        self.exits(way)
+    def test_every_exit_code_and_signal_of_execs(self, way):
+        """0 to 255 and all signals that end a process, each seen by a client."""
+        name = way.detached("sleep", "1000")
+        codes = range(256) if ALL_CODES else (
+            0, 1, 2, 3, 7, 63, 64, 125, 126, 127, 128, 129, 130, 137, 143, 192, 254, 255)
+        signals = (1, 2, 3, 4, 6, 7, 8, 9, 11, 13, 14, 15, 31, 34, 64) if ALL_CODES else (
+            1, 2, 6, 9, 11, 15, 34, 64)
+        wanted = [("e%d" % code, "exit %d" % code, code) for code in codes]
+        wanted += [("s%d" % sig, "kill -%d $$; sleep 9" % sig, 128 + sig) for sig in signals]
+        for exec_id, script, code in wanted:
+            self.expect(way.ctr("tasks", "exec", "--exec-id", exec_id, name, "sh", "-c", script),
+                        code, "")
+        self.assertEqual(137, way.remove(name))
 
     @each_way
     def test_much_output(self, way):
@@ -136,12 +222,36 @@ class FourWays(unittest.TestCase):
 
     @each_way
     def test_slow_and_absent_readers(self, way):
-        slow = subprocess.Popen(way.run_args("seq", "40000"), stdout=subprocess.PIPE)
-        time.sleep(0.5)  # The pipes are full meanwhile; nothing is waited for.
-        out = slow.stdout.read()
+        slow = subprocess.Popen(way.run_args("sh", "-c", "seq 400000; echo over >&2"),
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        # All pipes on the way fill up, and the process waits for its reader.
+        name = "%s-%d" % (way.name, way.count)
+        proc.wait_for(lambda: way.task(name) is not None, "the start")
+        out = b""
+        for _ in range(20):
+            out += os.read(slow.stdout.fileno(), 1000)
+            time.sleep(0.005)
+        self.assertEqual([], select.select([slow.stderr], [], [], 0)[0], "it is not over yet")
+        out += slow.stdout.read()
+        self.assertEqual(b"over\n", slow.stderr.read())
         slow.stdout.close()
+        slow.stderr.close()
         self.assertEqual(0, slow.wait(30))
-        self.assertEqual(40000, out.count(b"\n"))
+        self.assertEqual("".join("%d\n" % i for i in range(1, 400001)).encode(), out)
+        # A reader that goes away: the process is none the worse for it.
+        gone = subprocess.Popen(way.run_args("sh", "-c", "while [ ! -e /go ]; do echo x; done; "
+                                             "exit 11"), stdout=subprocess.PIPE)
+        name = "%s-%d" % (way.name, way.count)
+        self.assertEqual(b"x\n", gone.stdout.readline())
+        os.kill(gone.pid, signal.SIGKILL)
+        gone.stdout.close()
+        gone.wait()
+        # The end may be quicker than the report of this.
+        way.ctr("tasks", "exec", "--exec-id", "go", name, "touch", "/go")
+        if way.shim == DEBIAN:
+            way.ctr("tasks", "kill", "-s", "KILL", name)  # Its copying is stuck now.
+        way.wait_stopped(name)
+        self.assertIn(way.remove(name), (11, 137))
         # Nobody wants it.
         name = way.detached("sh", "-c", "seq 100000; exit 3", options=("--null-io",))
         way.wait_stopped(name)
@@ -204,8 +314,56 @@ class FourWays(unittest.TestCase):
 
     @each_way
     def test_out_of_memory(self, way):
-        result = way.run("tail", "/dev/zero", options=("--memory-limit", "16777216"))
-        self.expect(result, 137)
+        with Events(way) as events:
+            result = way.run("tail", "/dev/zero", options=("--memory-limit", "16777216"))
+            self.expect(result, 137)
+            name = "%s-%d" % (way.name, way.count)
+            topics = events.until(name, "/tasks/delete")
+        self.assertIn("/tasks/oom", topics)
+        self.assertLess(topics.index("/tasks/oom"), topics.index("/tasks/exit"))
+
+    @each_way
+    def test_events_are_complete_and_in_order(self, way):
+        with Events(way) as events:
+            self.expect(way.run("true"), 0)
+            name = "%s-%d" % (way.name, way.count)
+            self.assertEqual(["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"],
+                             events.until(name, "/tasks/delete"))
+            name = way.detached("sleep", "1000")
+            self.expect(way.ctr("tasks", "exec", "--exec-id", "e", name, "true"), 0)
+            self.expect(way.ctr("tasks", "pause", name), 0)
+            self.expect(way.ctr("tasks", "resume", name), 0)
+            self.assertEqual(137, way.remove(name))
+            self.assertEqual(
+                ["/tasks/create", "/tasks/start", "/tasks/exec-added", "/tasks/exec-started",
+                 "/tasks/exit", "/tasks/paused", "/tasks/resumed", "/tasks/exit",
+                 "/tasks/delete"], events.until(name, "/tasks/delete"))
+
+    @each_way
+    def test_update(self, way):
+        name = way.detached("sleep", "1000", options=("--memory-limit", "67108864"))
+        resources = json.dumps({"memory": {"limit": 33554432}, "pids": {"limit": 17}})
+        way.update(name, resources)
+        limits = {}
+        for folder in proc.cgroups_named(name):
+            for file in ("memory.limit_in_bytes", "memory.max", "pids.max"):
+                path = os.path.join(folder, file)
+                if os.path.exists(path):
+                    with open(path) as f:
+                        limits[file] = f.read().strip()
+        self.assertIn("33554432", (limits.get("memory.limit_in_bytes"), limits.get("memory.max")))
+        self.assertEqual("17", limits["pids.max"])
+        self.assertEqual(137, way.remove(name))
+
+    @each_way
+    def test_pids_limit_holds(self, way):
+        name = way.detached("sleep", "1000")
+        way.update(name, json.dumps({"pids": {"limit": 4}}))
+        result = way.ctr("tasks", "exec", "--exec-id", "forks", name, "sh", "-c",
+                         "sleep 0.5 & sleep 0.5 & sleep 0.5 & sleep 0.5 & wait")
+        self.assertNotEqual(0, result.code, repr(result))
+        self.assertRegex(result.err, "(?i)fork|temporarily unavailable")
+        self.assertEqual(137, way.remove(name))
 
     @each_way
     def test_metrics(self, way):
@@ -245,6 +403,64 @@ class FourWays(unittest.TestCase):
         proc.wait_for(lambda: not any(os.path.exists("/proc/" + p) for p in pids),
                       "all processes to end")
         self.assertEqual(4, way.remove(name))
+
+    @each_way
+    def test_zombies_are_reparented_and_reaped(self, way):
+        """What an exec leaves behind goes to the container's first process or to
+        the shim; nothing stays a zombie once its keeper reaps."""
+        script = "while :; do wait; sleep 0.05; done"
+        name = way.detached("sh", "-c", script)
+        init = int(way.task(name)[0])
+        self.expect(way.ctr("tasks", "exec", "--exec-id", "z", name, "sh", "-c",
+                            "(sleep 0.2; exit 3) & (sleep 0.3) & exit 0"), 0)
+        proc.wait_for(lambda: len(re.findall(
+            r"^\d+", way.ctr("tasks", "ps", name).out, re.M)) <= 2, "the orphans to end")
+        proc.wait_for(lambda: not zombies(init), "zombies to be reaped")
+        with open("/proc/%d/stat" % init) as f:
+            shim = int(f.read().rsplit(")", 1)[1].split()[1])
+        proc.wait_for(lambda: not zombies(shim), "the shim's zombies to be reaped")
+        self.assertEqual(137, way.remove(name))
+
+    @each_way
+    def test_exec_in_one_that_has_ended(self, way):
+        name = way.detached("sh", "-c", "exit 8")
+        way.wait_stopped(name)
+        result = way.ctr("tasks", "exec", "--exec-id", "late", name, "true")
+        self.assertNotEqual(0, result.code, repr(result))
+        self.assertRegex(result.err, "cannot exec in a stopped|is not running")
+        self.assertEqual(8, way.remove(name))
+
+    @each_way
+    def test_stdin_ends_and_signals_of_a_terminal(self, way):
+        run = subprocess.Popen(way.run_args("sh", "-c", "read a; read b; echo $a-$b; "
+                                            "read c || echo end"),
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        run.stdin.write(b"one\ntwo\n")
+        run.stdin.flush()
+        self.assertEqual(b"one-two\n", run.stdout.readline())
+        self.assertEqual((b"end\n", None), run.communicate(timeout=30))
+        self.assertEqual(0, run.returncode)
+        # What the user types reaches the terminal's foreground process: ^C.
+        pid, fd = pty.fork()
+        if pid == 0:
+            args = way.run_args("sh", "-c", "trap 'echo got-int; exit 6' INT; echo ready; "
+                                "while :; do sleep 0.05; done", options=("-t",))
+            os.execvp(args[0], args)
+        out, sent, end = b"", False, time.monotonic() + 30
+        while time.monotonic() < end:
+            if not select.select([fd], [], [], 1)[0]:
+                continue
+            try:
+                out += os.read(fd, 4096)
+            except OSError:
+                break
+            if b"ready" in out and not sent:
+                sent = True
+                os.write(fd, b"\x03")
+        os.close(fd)
+        _, status = os.waitpid(pid, 0)
+        self.assertEqual(6, os.waitstatus_to_exitcode(status), out)
+        self.assertIn(b"got-int", out)
 
     @each_way
     def test_failures_leave_nothing(self, way):

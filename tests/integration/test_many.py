@@ -2,9 +2,12 @@
 cycles of create-start-exec-kill-delete after which nothing is left."""
 
 import concurrent.futures
+import json
 import os
 import re
+import select
 import signal
+import subprocess
 import time
 import unittest
 
@@ -113,11 +116,36 @@ def stress(daemon, cycles, report=None):
                              (before.memory_kib, after.memory_kib))
 
 
+def event_log(daemon, enough):
+    """All events that metadata keeps, once enough(events) says so."""
+    stream = subprocess.Popen(
+        [os.path.join(proc.BIN, "bulkhead"), "events", "--since-seq", "0", "--format", "json"],
+        stdout=subprocess.PIPE, env=dict(os.environ, BULKHEAD_ADDRESS=daemon.address))
+    data, fd, end = b"", stream.stdout.fileno(), time.monotonic() + 30
+    try:
+        while time.monotonic() < end:
+            if select.select([fd], [], [], 0.2)[0]:
+                data += os.read(fd, 1 << 20)
+            events = [json.loads(line.split(b" ", 1)[1]) for line in data.split(b"\n")[:-1]]
+            if enough(events):
+                # Whatever comes now is too much, and must be seen as well.
+                while select.select([fd], [], [], 0.3)[0]:
+                    data += os.read(fd, 1 << 20)
+                return [json.loads(line.split(b" ", 1)[1]) for line in data.split(b"\n")[:-1]]
+        raise AssertionError("the event log is not complete: %d events" % len(events))
+    finally:
+        stream.kill()
+        stream.wait()
+        stream.stdout.close()
+
+
 class Many(unittest.TestCase):
+    ROUNDS = (["runtime"], ["gateway"], ["metadata"], list(suite.SERVICES))
+
     def start(self, count):
         """Containers that count in their log, and end with code i when told."""
         script = ("i=0; while [ ! -e /go ]; do echo $i; i=$((i+1)); sleep 0.1; done; "
-                  "read code < /go; exit $code")
+                  "read code < /go; echo end $i; exit $code")
 
         def one(i):
             log = os.path.join(ours.dir, "m%d.log" % i)
@@ -126,22 +154,42 @@ class Many(unittest.TestCase):
 
         in_parallel(one, range(count))
 
+    def end(self, pid, code):
+        """Tells one to end; its process sees a whole file or none."""
+        path = "/proc/%d/root/go" % pid
+        with open(path + ".new", "w") as f:
+            f.write("%d\n" % code)
+        os.rename(path + ".new", path)
+
+    def check_log(self, i, ended):
+        """Not a byte is missing, up to the last if it has ended by itself."""
+        with open(os.path.join(ours.dir, "m%d.log" % i)) as f:
+            text = f.read()
+        if ended:
+            text, _, last = text.rpartition("end ")
+            self.assertEqual(text.count("\n"), int(last), "m%d" % i)
+        numbers = [int(line) for line in text.split()]
+        self.assertEqual(list(range(len(numbers))), numbers, "m%d" % i)
+        return len(numbers)
+
     def test_services_die_containers_do_not(self):
         self.start(MANY)
         before = tasks(ours)
         self.assertEqual(MANY, len(before))
-        shims = {parent(pid) for pid, _ in before.values()}
-        for victims in (["runtime"], ["gateway"], ["metadata"], list(suite.SERVICES)):
+        pids = {i: before["m%d" % i][0] for i in range(MANY)}
+        shims = {i: parent(pid) for i, pid in pids.items()}
+        code = lambda i: i % 255 + 1
+        ended = []
+        for at, victims in enumerate(self.ROUNDS):
+            printed = {i: self.check_log(i, False) for i in pids if i not in ended}
             old = {v: ours.service_pid(v) for v in victims}
             for pid in old.values():
                 os.kill(pid, signal.SIGKILL)
-            if victims == ["runtime"]:
-                # A tenth of them ends meanwhile.
-                for i in range(0, MANY, 10):
-                    path = "/proc/%d/root/go" % before["m%d" % i][0]
-                    with open(path + ".new", "w") as f:
-                        f.write("%d\n" % (i + 1))
-                    os.rename(path + ".new", path)
+            # A tenth of them ends while nobody is there to see it.
+            ending = list(range(at, MANY, 10))
+            for i in ending:
+                self.end(pids[i], code(i))
+            ended += ending
 
             def back():
                 try:
@@ -158,33 +206,58 @@ class Many(unittest.TestCase):
             self.assertLess(took, ADOPTED_MAX)
             self.assertEqual({name: pid for name, (pid, _) in before.items()},
                              {name: pid for name, (pid, _) in tasks(ours).items()})
-        proc.wait_for(lambda: all(tasks(ours)["m%d" % i][1] == "STOPPED"
-                                  for i in range(0, MANY, 10)), "the ends")
-        for i in range(MANY):
-            with open(os.path.join(ours.dir, "m%d.log" % i)) as f:
-                numbers = [int(line) for line in f.read().split()]
-            self.assertEqual(list(range(len(numbers))), numbers, "m%d" % i)
-        for i in range(0, MANY, 10):
+            proc.wait_for(lambda: all(self.check_log(i, False) > printed[i]
+                                      for i in pids if i not in ended), "all to print on")
+        proc.wait_for(lambda: all(tasks(ours)["m%d" % i][1] == "STOPPED" for i in ended),
+                      "the ends")
+        for i in ended:
+            self.check_log(i, True)
             result = ours.ctr("tasks", "rm", "m%d" % i)
-            self.assertIn("non-zero exit code %d" % (i + 1), result.err, repr(result))
-        # Half of the shims go: their containers end and are reported.
-        rest = [i for i in range(MANY) if i % 10]
-        killed = rest[::2]
+            self.assertIn("non-zero exit code %d" % code(i), result.err, repr(result))
+        # Half of the other shims go: their containers end and are reported.
+        rest = [i for i in range(MANY) if i not in ended]
+        killed, others = rest[::2], rest[1::2]
         for i in killed:
-            os.kill(parent(before["m%d" % i][0]), signal.SIGKILL)
-        proc.wait_for(lambda: len(tasks(ours)) == len(rest) - len(killed), "their end")
-        proc.wait_for(lambda: not any(os.path.exists("/proc/%d" % before["m%d" % i][0])
-                                      for i in killed), "their processes to end")
-        in_parallel(lambda i: ours.ctr("tasks", "kill", "-s", "KILL", "m%d" % i),
-                    [i for i in rest if i not in killed])
-        in_parallel(lambda i: proc.wait_for(
-            lambda: ours.ctr("tasks", "rm", "m%d" % i).code == 0, "its end"),
-                    [i for i in rest if i not in killed])
+            os.kill(shims[i], signal.SIGKILL)
+        began = time.monotonic()
+        proc.wait_for(lambda: len(tasks(ours)) == len(others), "their end")
+        proc.wait_for(lambda: not any(os.path.exists("/proc/%d" % pids[i]) for i in killed),
+                      "their processes to end")
+        print("     SIGKILL of %d shims: all ended and reported after %.2f s" %
+              (len(killed), time.monotonic() - began))
+        for i in killed:
+            self.check_log(i, False)
+        for i in others:
+            self.end(pids[i], code(i))
+        proc.wait_for(lambda: all(tasks(ours)["m%d" % i][1] == "STOPPED" for i in others),
+                      "the ends")
+        for i in others:
+            self.check_log(i, True)
+        removed = in_parallel(lambda i: ours.ctr("tasks", "rm", "m%d" % i), others)
+        for i, result in zip(others, removed):
+            self.assertIn("non-zero exit code %d" % code(i), result.err, repr(result))
         in_parallel(lambda i: ours.ctr("containers", "rm", "m%d" % i, check=True), range(MANY))
-        proc.wait_for(lambda: not any(os.path.exists("/proc/%d" % p) for p in shims),
+        proc.wait_for(lambda: not any(os.path.exists("/proc/%d" % p) for p in shims.values()),
                       "all shims to end")
-        self.assertEqual([], proc.cgroups_named("m1"))
+        for i in range(MANY):
+            self.assertEqual([], proc.cgroups_named("m%d" % i))
         self.assertEqual([], [m for m in proc.mounts_below(ours.dir) if "rootfs" in m])
+        bundles = os.path.join(ours.state, "io.containerd.runtime.v2.task", "default")
+        self.assertEqual([], os.listdir(bundles))
+        # Whatever died when: one exit each, with its code, and one deletion.
+        names = {"m%d" % i for i in range(MANY)}
+
+        def of(events, topic):
+            return [e["Event"] for e in events
+                    if e["Topic"] == topic and e["Event"].get("container_id") in names]
+
+        events = event_log(ours, lambda e: len(of(e, "/tasks/delete")) >= MANY)
+        exits = sorted((e["container_id"], int(e.get("exit_status", 0)))
+                       for e in of(events, "/tasks/exit"))
+        self.assertEqual(sorted(("m%d" % i, 137 if i in killed else code(i))
+                                for i in range(MANY)), exits)
+        self.assertEqual(sorted(names), sorted(e["container_id"]
+                                               for e in of(events, "/tasks/delete")))
 
     def test_cycles_leave_nothing(self):
         stress(ours, CYCLES, report=lambda text: print("     " + text))
