@@ -22,6 +22,7 @@
 #include "lib/os/mount.h"
 #include "lib/os/socket.h"
 #include "lib/ttrpc/wire.h"
+#include "services/runtime/shim/cgroup.h"
 #include "services/runtime/shim/json_scan.h"
 #include "services/runtime/shim/loop.h"
 #include "services/runtime/shim/oci_runtime.h"
@@ -59,6 +60,16 @@ std::string ReadInput() {
 std::string Environment(const char* name) {
   const char* value = ::getenv(name);
   return value != nullptr ? value : "";
+}
+
+bool IsOptions(std::string_view any) {
+  WireReader reader(any);
+  std::string type;
+  while (reader.Next()) {
+    if (reader.field() == 1) type = reader.str();
+  }
+  return absl::EndsWith(type, "containerd.runc.v1.Options") ||
+         absl::StrContains(type, "runtimeoptions.v1.");
 }
 
 // oom_score_adj of the shim: one more than the daemon's, so that the daemon is
@@ -180,7 +191,7 @@ absl::StatusOr<Flags> ParseFlags(int argc, char** argv) {
     return absl::InvalidArgumentError("shim namespace cannot be empty");
   }
   if (flags.action != "" && flags.action != "start" &&
-      flags.action != "delete") {
+      flags.action != "delete" && flags.action != "pod") {
     return absl::InvalidArgumentError(
         absl::StrCat("unknown action ", flags.action));
   }
@@ -199,9 +210,18 @@ BootstrapInput ParseBootstrapInput(const std::string& bytes,
     if (reader.field() == 5) input.ttrpc_address = reader.str();
     if (reader.field() == 6) input.grpc_address = reader.str();
     if (reader.field() == 9) input.socket_dir = reader.str();
+    if (reader.field() != 8) continue;
+    WireReader extension(reader.bytes());
+    while (extension.Next()) {
+      if (extension.field() == 1 && IsOptions(extension.bytes())) {
+        input.options_any = extension.str();
+      }
+    }
   }
   if (!reader.ok() || id != flags.id || name_space != flags.name_space) {
-    return BootstrapInput();
+    BootstrapInput legacy;
+    legacy.options_any = bytes;
+    return legacy;
   }
   input.has_params = true;
   return input;
@@ -245,6 +265,12 @@ std::string SocketPath(const std::string& dir, const std::string& grpc_address,
 
 absl::Status RunStart(const Flags& flags) {
   const BootstrapInput input = ParseBootstrapInput(ReadInput(), flags);
+  RuntimeOptions options;
+  // Only ours to judge when they matter here: Create hears of them again.
+  if (absl::StatusOr<RuntimeOptions> parsed = ParseOptions(input.options_any);
+      parsed.ok()) {
+    options = *std::move(parsed);
+  }
   const std::string grpc_address =
       flags.grpc_address.empty() ? input.grpc_address : flags.grpc_address;
   std::string dir = input.socket_dir;
@@ -283,9 +309,18 @@ absl::Status RunStart(const Flags& flags) {
     request.own_group = true;
     request.die_with_parent = false;
     const absl::StatusOr<pid_t> pid = Spawn(request);
-    if (!pid.ok()) {
+    absl::Status status = pid.status();
+    if (status.ok() && !options.shim_cgroup.empty()) {
+      status = JoinCgroup(kCgroupRoot, IsUnified(), options.shim_cgroup, *pid);
+      if (!status.ok()) {
+        (void)::kill(*pid, SIGKILL);  // Ours, and not yet reaped.
+        status = absl::UnknownError(
+            absl::StrCat("failed to join shim to cgroup: ", MessageOf(status)));
+      }
+    }
+    if (!status.ok()) {
       (void)::unlink(path.c_str());
-      return pid.status();
+      return status;
     }
     AdjustOomScore(*pid);
   }

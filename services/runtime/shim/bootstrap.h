@@ -24,7 +24,7 @@ struct Flags {
   bool debug = false;
   bool version = false;
   bool info = false;
-  std::string action;  // "start", "delete", or "" to serve.
+  std::string action;  // "start", "delete", "" to serve; "pod" is our own.
 };
 // Go's flags: one dash or two, values after "=" or a space.
 absl::StatusOr<Flags> ParseFlags(int argc, char** argv);
@@ -35,6 +35,7 @@ struct BootstrapInput {
   std::string ttrpc_address;
   std::string grpc_address;
   std::string socket_dir;
+  std::string options_any;  // Runtime options, in either form; may be empty.
 };
 // BootstrapParams are told from an Any of options by carrying our own id and
 // namespace.

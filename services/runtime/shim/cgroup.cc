@@ -349,14 +349,17 @@ Cgroup Cgroup::Parse(const std::string& root, bool unified,
   return cgroup;
 }
 
-absl::StatusOr<Cgroup> Cgroup::OfPid(pid_t pid) {
+bool IsUnified() {
   struct statfs info {};
-  const bool unified =
-      ::statfs(kCgroupRoot, &info) == 0 && info.f_type == CGROUP2_SUPER_MAGIC;
+  return ::statfs(kCgroupRoot, &info) == 0 &&
+         info.f_type == CGROUP2_SUPER_MAGIC;
+}
+
+absl::StatusOr<Cgroup> Cgroup::OfPid(pid_t pid) {
   absl::StatusOr<std::string> text =
       os::ReadFile(absl::StrCat("/proc/", pid, "/cgroup"));
   if (!text.ok()) return absl::NotFoundError("no such process");
-  return Parse(kCgroupRoot, unified, *text);
+  return Parse(kCgroupRoot, IsUnified(), *text);
 }
 
 std::string Cgroup::Folder(const std::string& controller) const {
@@ -388,6 +391,56 @@ absl::StatusOr<std::vector<pid_t>> Cgroup::Pids() const {
     return pids;
   }
   return absl::NotFoundError("cgroup does not exist");
+}
+
+void Cgroup::EnableControllers() const {
+  const std::string folder = unified_ ? Folder("") : "";
+  if (folder.empty()) return;
+  std::string names = Read(root_ + "/cgroup.controllers");
+  while (!names.empty() && names.back() == '\n') names.pop_back();
+  for (size_t slash = root_.size(); slash != std::string::npos;
+       slash = folder.find('/', slash + 1)) {
+    const absl::StatusOr<os::UniqueFd> control =
+        os::Open(folder.substr(0, slash) + "/cgroup.subtree_control", O_WRONLY);
+    if (!control.ok()) return;
+    // One at a time: one that is refused does not keep the others out.
+    for (absl::string_view name :
+         absl::StrSplit(names, ' ', absl::SkipEmpty())) {
+      const std::string text = absl::StrCat("+", name);
+      (void)os::WriteFull(control->get(), text.data(), text.size());
+    }
+  }
+}
+
+absl::Status JoinCgroup(const std::string& root, bool unified,
+                        const std::string& path, pid_t pid) {
+  std::vector<std::string> hierarchies = {""};
+  if (!unified) {
+    hierarchies.clear();
+    DIR* dir = ::opendir(root.c_str());
+    if (dir == nullptr) return os::ErrnoStatus(errno, root);
+    while (const dirent* entry = ::readdir(dir)) {
+      const std::string name = entry->d_name;
+      // Links are second names of a hierarchy.
+      if (entry->d_type != DT_DIR || name[0] == '.' || name == "unified") {
+        continue;
+      }
+      hierarchies.push_back("/" + name);
+    }
+    ::closedir(dir);
+  }
+  bool found = false;
+  const std::string text = absl::StrCat(pid);
+  for (const std::string& hierarchy : hierarchies) {
+    const std::string folder = absl::StrCat(root, hierarchy, "/", path);
+    if (::access(folder.c_str(), F_OK) != 0) continue;
+    ASSIGN_OR_RETURN(const os::UniqueFd procs,
+                     os::Open(folder + "/cgroup.procs", O_WRONLY));
+    RETURN_IF_ERROR(os::WriteFull(procs.get(), text.data(), text.size()));
+    found = true;
+  }
+  if (!found) return absl::NotFoundError(absl::StrCat("cgroup ", path));
+  return absl::OkStatus();
 }
 
 uint64_t Cgroup::OomKills() const {

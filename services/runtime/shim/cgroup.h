@@ -43,6 +43,11 @@ class Cgroup {
   // Every process in the group and below it.
   absl::StatusOr<std::vector<pid_t>> Pids() const;
 
+  // v2: lets every controller that the root has reach the siblings of this
+  // group, so that its figures and limits exist whoever made it. Best effort:
+  // a delegated tree may refuse some. Nothing on v1.
+  void EnableControllers() const;
+
   // How often the kernel killed here for lack of memory (v2).
   uint64_t OomKills() const;
 
@@ -51,6 +56,14 @@ class Cgroup {
   bool unified_ = false;
   std::map<std::string, std::string> paths_;  // Controller; "" for v2.
 };
+
+// Moves a process into the group `path` of the hierarchies below `root`: on v1
+// into each that has it.
+// Errors: kNotFound: no hierarchy has the group.
+absl::Status JoinCgroup(const std::string& root, bool unified,
+                        const std::string& path, pid_t pid);
+// Whether /sys/fs/cgroup is v2 throughout.
+bool IsUnified();
 
 // Calls back for every OOM kill in a group, for as long as it lives.
 class OomWatcher {

@@ -171,6 +171,14 @@ std::string_view JsonMember(std::string_view json, std::string_view key) {
   return found;
 }
 
+bool JsonMembers(
+    std::string_view json,
+    const std::function<void(const std::string&, std::string_view)>& visit) {
+  return Members(json, [&](std::string_view raw_key, std::string_view value) {
+    visit(JsonString(raw_key), value);
+  });
+}
+
 bool JsonElements(std::string_view json,
                   const std::function<void(std::string_view)>& visit) {
   SkipSpace(&json);

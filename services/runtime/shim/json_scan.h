@@ -15,6 +15,12 @@ constexpr int kJsonDepthMax = 64;
 // no object or has no such member. Of repeated keys the last counts.
 std::string_view JsonMember(std::string_view json, std::string_view key);
 
+// Calls `visit` with the key and the raw value of each member of the object
+// `json`, in order. False when it is no object.
+bool JsonMembers(std::string_view json,
+                 const std::function<void(const std::string& key,
+                                          std::string_view value)>& visit);
+
 // Calls `visit` for each element of the array `json`, in order. False when it
 // is no array.
 bool JsonElements(std::string_view json,

@@ -40,6 +40,7 @@ absl::Status Loop::Init() {
   sigaddset(&set, SIGCHLD);
   sigaddset(&set, SIGTERM);
   sigaddset(&set, SIGINT);
+  sigaddset(&set, SIGUSR1);
   if (::sigprocmask(SIG_BLOCK, &set, nullptr) != 0) {
     return os::ErrnoStatus(errno, "sigprocmask");
   }
@@ -123,14 +124,18 @@ void Loop::HandleSignals() {
   signalfd_siginfo info[8];
   bool child = false;
   bool terminate = false;
+  bool dump = false;
   for (;;) {
     const ssize_t size = ::read(signals_.get(), info, sizeof(info));
     if (size <= 0) break;
     for (size_t i = 0; i < static_cast<size_t>(size) / sizeof(info[0]); ++i) {
-      (info[i].ssi_signo == SIGCHLD ? child : terminate) = true;
+      (info[i].ssi_signo == SIGCHLD   ? child
+       : info[i].ssi_signo == SIGUSR1 ? dump
+                                      : terminate) = true;
     }
   }
   if (child) Reap();
+  if (dump && on_dump_) on_dump_();
   if (terminate && on_terminate_) on_terminate_();
 }
 

@@ -28,8 +28,8 @@ class Loop {
   using FdHandler = std::function<void(uint32_t events)>;
   using ExitHandler = std::function<void(const ExitInfo&)>;
 
-  // Blocks SIGCHLD, SIGTERM and SIGINT for good and takes them through a
-  // descriptor; ignores SIGPIPE; makes this process a subreaper.
+  // Blocks SIGCHLD, SIGTERM, SIGINT and SIGUSR1 for good and takes them through
+  // a descriptor; ignores SIGPIPE; makes this process a subreaper.
   absl::Status Init();
 
   // Calls `handler` with epoll events while `fd` is watched. The handler may
@@ -58,6 +58,9 @@ class Loop {
   void OnTerminate(std::function<void()> handler) {
     on_terminate_ = std::move(handler);
   }
+
+  // SIGUSR1, with which daemons' shims tell what they are about.
+  void OnDump(std::function<void()> handler) { on_dump_ = std::move(handler); }
 
   // Nothing happened for a while; called once until something does.
   void OnQuiet(std::function<void()> handler) {
@@ -89,6 +92,7 @@ class Loop {
   std::map<pid_t, ExitInfo> kept_exits_;
   int keepers_ = 0;
   std::function<void()> on_terminate_;
+  std::function<void()> on_dump_;
   std::function<void()> on_quiet_;
   bool stopped_ = false;
 };

@@ -15,6 +15,8 @@
 #include "services/runtime/shim/bootstrap.h"
 #include "services/runtime/shim/events.h"
 #include "services/runtime/shim/loop.h"
+#include "services/runtime/shim/pod.h"
+#include "services/runtime/shim/sandbox_service.h"
 #include "services/runtime/shim/server.h"
 #include "services/runtime/shim/task_service.h"
 
@@ -73,14 +75,24 @@ absl::Status Serve(const Flags& flags) {
     if (!socket_path.empty()) (void)::unlink(socket_path.c_str());
     events.Drain(kEventDrainMs, [&loop] { loop.Stop(); });
   };
-  TaskService tasks(&loop, &events, flags.name_space, shut_down);
+  SandboxService* pods = nullptr;
+  TaskService tasks(&loop, &events, flags.name_space, [&] {
+    // The end of a pod's last container is not the end of the pod.
+    if (!pods->present()) shut_down();
+  });
+  SandboxService sandbox(&loop, &tasks, shut_down);
+  pods = &sandbox;
   Server server(&loop, std::move(listener),
-                [&tasks](const std::string& service, const std::string& method,
-                         std::string payload, Reply reply) {
+                [&](const std::string& service, const std::string& method,
+                    const std::string& payload, Reply reply) {
+                  if (service == kSandboxService) {
+                    return sandbox.Handle(method, payload, std::move(reply));
+                  }
                   tasks.Handle(service, method, payload, std::move(reply));
                 });
   RETURN_IF_ERROR(server.Start());
   loop.OnTerminate(shut_down);
+  loop.OnDump([&tasks] { std::fputs(tasks.Describe().c_str(), stderr); });
   loop.OnQuiet(ReleasePages);
   loop.Run();
   server.Stop();
@@ -106,6 +118,8 @@ int Main(int argc, char** argv) {
       status = RunStart(*flags);
     } else if (flags->action == "delete") {
       status = RunDelete(*flags);
+    } else if (flags->action == "pod") {
+      status = RunPod();
     } else {
       status = Serve(*flags);
     }

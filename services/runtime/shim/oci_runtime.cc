@@ -90,6 +90,8 @@ std::string RuntimeOptions::ToJson() const {
   text("binary_name", binary_name);
   text("root", root);
   flag("systemd_cgroup", systemd_cgroup);
+  text("criu_image_path", criu_image_path);
+  text("criu_work_path", criu_work_path);
   return out.append("}");
 }
 
@@ -152,6 +154,12 @@ absl::StatusOr<RuntimeOptions> ParseOptions(std::string_view any) {
         case 9:
           options.systemd_cgroup = fields.flag();
           break;
+        case 10:
+          options.criu_image_path = fields.str();
+          break;
+        case 11:
+          options.criu_work_path = fields.str();
+          break;
         default:
           break;
       }
@@ -174,6 +182,7 @@ OciRuntime::OciRuntime(Loop* loop, RuntimeOptions options,
       options_.binary_name.substr(options_.binary_name.rfind('/') + 1);
   signals_directly_ =
       absl::StartsWith(base, "runc") || absl::StartsWith(base, "crun");
+  is_like_runc_ = absl::StartsWith(base, "runc");
   is_runc_ = base == "runc";  // Not a wrapper of it.
 }
 
@@ -280,6 +289,48 @@ void OciRuntime::Start(const std::string& id,
   pending->path = path;
   pending->done = std::move(done);
   pending_ = std::move(pending);
+}
+
+bool OciRuntime::DeleteStopped(const std::string& id) const {
+  const std::string folder = absl::StrCat(root_, "/", id);
+  const absl::StatusOr<std::string> state =
+      os::ReadFile(folder + "/state.json");
+  if (!state.ok()) return false;
+  const std::string_view config = JsonMember(*state, "config");
+  const auto is_unset = [](std::string_view raw) {
+    return raw.empty() || raw == "null" || raw == "[]" || raw == "\"\"";
+  };
+  const std::string_view cgroups = JsonMember(config, "cgroups");
+  if (config.empty() || JsonMember(cgroups, "Systemd") != "false" ||
+      JsonMember(cgroups, "Rootless") != "false" ||
+      !is_unset(JsonMember(JsonMember(config, "Hooks"), "poststop")) ||
+      !is_unset(JsonMember(config, "intel_rdt")) ||
+      !is_unset(JsonMember(*state, "intel_rdt_path"))) {
+    return false;
+  }
+  bool removed = true;
+  const bool understood = JsonMembers(
+      JsonMember(*state, "cgroup_paths"),
+      [&removed](const std::string&, std::string_view raw) {
+        const std::string path = JsonString(raw);
+        removed = removed && absl::StartsWith(path, "/sys/fs/cgroup/") &&
+                  !absl::StrContains(path, "/../") &&
+                  (::rmdir(path.c_str()) == 0 || errno == ENOENT);
+      });
+  return understood && removed && os::RemoveAll(folder).ok();
+}
+
+void OciRuntime::Delete(const std::string& id, bool stopped,
+                        std::function<void(const Result&)> done) {
+  if (is_runc_ && stopped && DeleteStopped(id)) {
+    loop_->After(0, [done = std::move(done)] { done({.ok = true}); });
+    return;
+  }
+  Command command;
+  command.args = {"delete"};
+  if (!stopped) command.args.push_back("--force");
+  command.args.push_back(id);
+  Run(command, std::move(done));
 }
 
 void OciRuntime::InitEnded() {

@@ -25,6 +25,9 @@ struct RuntimeOptions {
   std::string binary_name;  // Never empty after FillDefaults.
   std::string root;         // Without the namespace; likewise.
   bool systemd_cgroup = false;
+  // Read by the daemon, which names the image in each request.
+  std::string criu_image_path;
+  std::string criu_work_path;  // Where CRIU works at a restore.
 
   // From BULKHEAD_OCI_RUNTIME and BULKHEAD_OCI_ROOT, or runc and its root.
   void FillDefaults();
@@ -63,6 +66,13 @@ class OciRuntime {
   // `runc start` does is open one FIFO; for runc this does it itself, because
   // starting that program takes longer than the whole shim.
   void Start(const std::string& id, std::function<void(const Result&)> done);
+  // Deletes the container `id`, whose init process has ended if `stopped`;
+  // `done` is called later, once. For runc it removes the cgroups and the state
+  // of an ordinary container itself: starting that program to do so takes
+  // longer than everything else at the end of a container. Where anything else
+  // would be to do (hooks, systemd, processes that are left) runc does it.
+  void Delete(const std::string& id, bool stopped,
+              std::function<void(const Result&)> done);
   // For a Start() that waits for an init process which ended meanwhile.
   void InitEnded();
 
@@ -72,6 +82,8 @@ class OciRuntime {
   std::vector<std::string> GlobalArgs() const;
   // True for runtimes whose init process takes signals like any other.
   bool signals_directly() const { return signals_directly_; }
+  // runc itself and wrappers of that name: it has options others do not know.
+  bool is_like_runc() const { return is_like_runc_; }
 
  private:
   // A start through the FIFO that has no answer yet.
@@ -82,6 +94,8 @@ class OciRuntime {
     std::function<void(const Result&)> done;
   };
 
+  // False when nothing was decided: runc has to do it.
+  bool DeleteStopped(const std::string& id) const;
   std::string LastError(int64_t log_offset_bytes) const;
   void ReadStart(bool last);
 
@@ -91,6 +105,7 @@ class OciRuntime {
   std::string root_;
   std::string bundle_;
   bool signals_directly_ = false;
+  bool is_like_runc_ = false;
   bool is_runc_ = false;
 };
 

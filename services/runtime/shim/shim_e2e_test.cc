@@ -367,6 +367,8 @@ TEST_P(ShimTest, RunsAndTellsTheExitInOrder) {
   const std::string text = out.Text();
   EXPECT_EQ(text.substr(text.size() - 6), "50000\n");
   EXPECT_EQ(err.Text(), "bad\n");
+  // The shim gives up its socket before it has told its last events.
+  EXPECT_TRUE(Eventually([&] { return events_->topics().size() >= 4; }));
   EXPECT_EQ(events_->topics(),
             (std::vector<std::string>{"/tasks/create", "/tasks/start",
                                       "/tasks/exit", "/tasks/delete"}));
@@ -618,6 +620,27 @@ TEST_P(ShimTest, GroupsShareAShimAndTheNewestDaemonIsUnderstood) {
   std::ofstream(bundle() + "/config.json") << config;
   ASSERT_TRUE(Create("", "", "").ok());
   Finish();
+}
+
+// What the OCI runtime prints about its own failure is in the error; a
+// container that never was has no output.
+TEST_P(ShimTest, AFailedCreatePrintsNothing) {
+  StartShim("true");
+  const std::string config = ReadAll(bundle() + "/config.json");
+  std::string broken = config;
+  broken.replace(broken.find("/bin/sh"), 7, "/bin/no");
+  std::ofstream(bundle() + "/config.json") << broken;
+  std::ofstream(dir_ + "/log") << "";
+  const Result created = Create("", dir_ + "/log", dir_ + "/log");
+  EXPECT_EQ(created.message.substr(0, 26), "OCI runtime create failed:");
+  EXPECT_EQ(ReadAll(dir_ + "/log"), "");
+  std::ofstream(bundle() + "/config.json") << config;
+  const Result again = Create("", "file://" + dir_ + "/log", "");
+  ASSERT_TRUE(again.ok()) << again.message;
+  ASSERT_TRUE(client_->Call("Start", Id().Take()).ok());
+  EXPECT_EQ(client_->Call("Wait", Id().Take()).numbers[1], 0u);
+  Finish();
+  EXPECT_EQ(ReadAll(dir_ + "/log"), "");
 }
 
 INSTANTIATE_TEST_SUITE_P(Runtimes, ShimTest, ::testing::Values("runc", "crun"),

@@ -1,6 +1,9 @@
 // The parts of the shim that need no container.
+#include <signal.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <fstream>
@@ -14,11 +17,12 @@
 #include "lib/ttrpc/wire.h"
 #include "services/runtime/shim/bootstrap.h"
 #include "services/runtime/shim/cgroup.h"
-#include "services/runtime/shim/json_log.h"
 #include "services/runtime/shim/json_scan.h"
+#include "services/runtime/shim/log_lines.h"
 #include "services/runtime/shim/loop.h"
 #include "services/runtime/shim/oci_runtime.h"
 #include "services/runtime/shim/spawn.h"
+#include "services/runtime/shim/spec.h"
 
 namespace bulkhead::shim {
 namespace {
@@ -92,10 +96,10 @@ TEST(Json, EscapesWhatItWrites) {
 
 TEST(JsonLog, WritesLinesOfBothStreamsAndTheUnfinishedOne) {
   const Folder dir;
-  JsonLog log({.path = dir.path() + "/sub/c.log"});
+  LogFile log({.path = dir.path() + "/sub/c.log"});
   ASSERT_TRUE(log.Open().ok());
-  LogLines out(&log, "stdout");
-  LogLines err(&log, "stderr");
+  JsonLines out(&log, "stdout");
+  JsonLines err(&log, "stderr");
   const timespec at{1704164645, 60};
   ASSERT_TRUE(out.Write("one\ntw", at).ok());
   ASSERT_TRUE(err.Write("bad\n", at).ok());
@@ -111,9 +115,9 @@ TEST(JsonLog, WritesLinesOfBothStreamsAndTheUnfinishedOne) {
 
 TEST(JsonLog, SplitsLongLines) {
   const Folder dir;
-  JsonLog log({.path = dir.path() + "/c.log"});
+  LogFile log({.path = dir.path() + "/c.log"});
   ASSERT_TRUE(log.Open().ok());
-  LogLines out(&log, "stdout");
+  JsonLines out(&log, "stdout");
   const std::string line(kLogLineSizeBytesMax * 2 + 5, 'x');
   for (size_t at = 0; at < line.size(); at += 1000) {
     ASSERT_TRUE(out.Write(line.substr(at, 1000), Now()).ok());
@@ -132,10 +136,10 @@ TEST(JsonLog, SplitsLongLines) {
 
 TEST(JsonLog, RotatesAndLosesNothing) {
   const Folder dir;
-  JsonLog log(
+  LogFile log(
       {.path = dir.path() + "/c.log", .size_bytes_max = 400, .files_max = 3});
   ASSERT_TRUE(log.Open().ok());
-  LogLines out(&log, "stdout");
+  JsonLines out(&log, "stdout");
   for (int i = 0; i < 12; ++i) {
     ASSERT_TRUE(out.Write("line " + std::to_string(i) + "\n", Now()).ok());
   }
@@ -149,15 +153,104 @@ TEST(JsonLog, RotatesAndLosesNothing) {
 }
 
 TEST(JsonLog, ParsesItsUri) {
-  const auto uri = ParseJsonLogUri(
+  const auto uri = ParseLogUri(
+      "json-file",
       "json-file:///var/a%20b.log?tee=%2Frun%2Ff%26o&max-size=1000&max-file=4");
   ASSERT_TRUE(uri.ok());
-  EXPECT_EQ(uri->options.path, "/var/a b.log");
+  EXPECT_EQ(uri->file.path, "/var/a b.log");
   EXPECT_EQ(uri->tee, "/run/f&o");
-  EXPECT_EQ(uri->options.size_bytes_max, 1000);
-  EXPECT_EQ(uri->options.files_max, 4);
-  EXPECT_FALSE(ParseJsonLogUri("json-file://relative").ok());
-  EXPECT_FALSE(ParseJsonLogUri("file:///x").ok());
+  EXPECT_EQ(uri->file.size_bytes_max, 1000);
+  EXPECT_EQ(uri->file.files_max, 4);
+  EXPECT_FALSE(ParseLogUri("json-file", "json-file://relative").ok());
+  EXPECT_FALSE(ParseLogUri("json-file", "file:///x").ok());
+  EXPECT_EQ(
+      ParseLogUri("cri-file", "cri-file:///x?max-line=7")->line_size_bytes_max,
+      7u);
+  const auto bad = ParseLogUri("cri-file", "cri-file:///x?max-size=10m");
+  EXPECT_EQ(bad.status().message(), "max-size of a log: \"10m\" is no number");
+}
+
+// The entries of a CRI log without their times.
+std::string WithoutTimes(const std::string& text) {
+  std::string out;
+  std::stringstream in(text);
+  for (std::string line; std::getline(in, line);) {
+    out += line.substr(line.find(' ') + 1) + "\n";
+  }
+  return out;
+}
+
+TEST(CriLog, TagsWholeAndCutLines) {
+  const Folder dir;
+  // However the bytes arrive, the entries are the same.
+  for (const size_t step : {1, 2, 3, 7, 1000}) {
+    (void)::unlink((dir.path() + "/c.log").c_str());
+    LogFile log({.path = dir.path() + "/c.log"});
+    ASSERT_TRUE(log.Open().ok());
+    CriLines out(&log, "stdout", 5);
+    const std::string text =
+        "one\n\nabcde\nabcde\r\nabcdef\n0123456789\nxy\rz\r\n"
+        "abcde\rf\nabcdefg";
+    for (size_t at = 0; at < text.size(); at += step) {
+      ASSERT_TRUE(out.Write(text.substr(at, step), Now()).ok());
+    }
+    ASSERT_TRUE(out.Flush(Now()).ok());
+    EXPECT_EQ(WithoutTimes(dir.Read("c.log")),
+              "stdout F one\nstdout F \nstdout F abcde\nstdout F abcde\n"
+              "stdout P abcde\nstdout F f\nstdout P 01234\nstdout F 56789\n"
+              "stdout F xy\rz\nstdout P abcde\nstdout F \rf\n"
+              "stdout P abcde\nstdout P fg\n")
+        << step;
+  }
+}
+
+TEST(CriLog, TimesAreLocal) {
+  const char* before = ::getenv("TZ");
+  const std::string old = before != nullptr ? before : "";
+  ::setenv("TZ", "XXX-5:30", 1);
+  ::tzset();
+  const timespec at{1704164645, 120000000};
+  EXPECT_EQ(FormatRfc3339Nano(at, true), "2024-01-02T08:34:05.12+05:30");
+  EXPECT_EQ(FormatRfc3339Nano(at), "2024-01-02T03:04:05.12Z");
+  ::setenv("TZ", "UTC", 1);
+  ::tzset();
+  EXPECT_EQ(FormatRfc3339Nano(at, true), "2024-01-02T03:04:05.12Z");
+  before != nullptr ? ::setenv("TZ", old.c_str(), 1) : ::unsetenv("TZ");
+  ::tzset();
+}
+
+TEST(CriLog, GoesOnWhenTheFileIsMoved) {
+  const Folder dir;
+  const std::string path = dir.path() + "/c.log";
+  LogFile log({.path = path});
+  ASSERT_TRUE(log.Open().ok());
+  CriLines out(&log, "stdout", 0);
+  ASSERT_TRUE(out.Write("one\ntw", Now()).ok());
+  ASSERT_EQ(::rename(path.c_str(), (path + ".old").c_str()), 0);
+  ASSERT_TRUE(out.Write("o\n", Now()).ok());
+  EXPECT_EQ(WithoutTimes(dir.Read("c.log.old")), "stdout F one\n");
+  EXPECT_EQ(WithoutTimes(dir.Read("c.log")), "stdout F two\n");
+}
+
+TEST(LogFile, AFullDiskLeavesNoHalfEntry) {
+  const Folder dir;
+  LogFile log({.path = dir.path() + "/c.log"});
+  ASSERT_TRUE(log.Open().ok());
+  ASSERT_TRUE(log.Append("whole\n").ok());
+  // A limit on the size of files stands for a full disk.
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  rlimit small = before;
+  small.rlim_cur = 10;
+  const auto handler = ::signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  const absl::Status status = log.Append("too long by far\n");
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  ::signal(SIGXFSZ, handler);
+  EXPECT_FALSE(status.ok());
+  EXPECT_EQ(dir.Read("c.log"), "whole\n");
+  ASSERT_TRUE(log.Append("next\n").ok());
+  EXPECT_EQ(dir.Read("c.log"), "whole\nnext\n");
 }
 
 absl::StatusOr<Flags> Parse(std::vector<std::string> args) {
@@ -191,11 +284,42 @@ TEST(Bootstrap, TellsParamsFromOptions) {
   EXPECT_TRUE(input.has_params);
   EXPECT_EQ(input.ttrpc_address, "/t");
   EXPECT_EQ(input.socket_dir, "/s");
+  EXPECT_EQ(input.options_any, "");
+  // Options travel as one of the extensions.
+  ttrpc::WireWriter other;
+  ttrpc::WireWriter runc;
+  other.Str(1, "other.Thing").Str(2, "x");
+  runc.Str(1, "containerd.runc.v1.Options").Str(2, "\x1a\x02/s");
+  for (const std::string& extension : {other.str(), runc.str(), other.str()}) {
+    ttrpc::WireWriter wrapped;
+    wrapped.Message(1, extension);
+    params.Message(8, wrapped.str());
+  }
+  EXPECT_EQ(ParseOptions(ParseBootstrapInput(params.str(), flags).options_any)
+                ->shim_cgroup,
+            "/s");
   ttrpc::WireWriter any;
   any.Str(1, "containerd.runc.v1.Options").Str(2, "\x32\x04runc");
   EXPECT_FALSE(ParseBootstrapInput(any.str(), flags).has_params);
   EXPECT_FALSE(ParseBootstrapInput("", flags).has_params);
   EXPECT_FALSE(ParseBootstrapInput("\xff\xff", flags).has_params);
+}
+
+TEST(Spec, RefusesIdsNoProcessCanHave) {
+  for (const char* user :
+       {R"({})", R"({"uid":0,"gid":2147483647,"additionalGids":[1,2]})",
+        R"({"username":"x"})"}) {
+    EXPECT_TRUE(CheckUser(std::string(R"({"user":)") + user + "}").ok());
+  }
+  for (const char* user :
+       {R"({"uid":4294967295})", R"({"uid":-1})", R"({"gid":4294967296})",
+        R"({"uid":1.5})", R"({"additionalGids":[7,2147483648]})"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(
+        CheckUser(std::string(R"({"user":)") + user + "}")))
+        << user;
+  }
+  EXPECT_EQ(CheckUser(R"({"user":{"uid":4294967295}})").message(),
+            "uid 4294967295 is not in the range 0-2147483647");
 }
 
 TEST(Bootstrap, AnswersInTheDaemonsForm) {
@@ -315,6 +439,32 @@ TEST(Cgroup, ReadsAV1TreeAndIgnoresTheUnifiedPart) {
   // A process in the root group has no figures of its own.
   EXPECT_TRUE(absl::IsNotFound(
       Cgroup::Parse(dir.path(), false, "5:memory:/\n").Metrics().status()));
+}
+
+TEST(Cgroup, EnablesControllersAboveAGroup) {
+  const Folder dir;
+  dir.Write("cgroup.controllers", "cpu memory\n");
+  for (const char* name : {"", "a/", "a/b/"}) {
+    dir.Write(std::string(name) + "cgroup.subtree_control", "");
+  }
+  Cgroup::Parse(dir.path(), true, "0::/a/b\n").EnableControllers();
+  EXPECT_EQ(dir.Read("cgroup.subtree_control"), "+cpu+memory");
+  EXPECT_EQ(dir.Read("a/cgroup.subtree_control"), "+cpu+memory");
+  EXPECT_EQ(dir.Read("a/b/cgroup.subtree_control"), "");
+}
+
+TEST(Cgroup, JoinsEveryHierarchyThatHasTheGroup) {
+  const Folder dir;
+  dir.Write("cpu/s/cgroup.procs", "");
+  dir.Write("memory/s/cgroup.procs", "");
+  dir.Write("pids/other/cgroup.procs", "");
+  ASSERT_TRUE(JoinCgroup(dir.path(), false, "/s", 77).ok());
+  EXPECT_EQ(dir.Read("cpu/s/cgroup.procs"), "77");
+  EXPECT_EQ(dir.Read("memory/s/cgroup.procs"), "77");
+  EXPECT_TRUE(absl::IsNotFound(JoinCgroup(dir.path(), false, "/no", 77)));
+  dir.Write("s/cgroup.procs", "");
+  ASSERT_TRUE(JoinCgroup(dir.path(), true, "/s", 78).ok());
+  EXPECT_EQ(dir.Read("s/cgroup.procs"), "78");
 }
 
 TEST(Loop, HandsOutExitsEvenEarlyOnes) {

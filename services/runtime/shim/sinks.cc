@@ -107,20 +107,18 @@ void FileSink::Write(std::string_view bytes) {
   (void)os::WriteFull(fd_.get(), bytes.data(), bytes.size());
 }
 
-JsonSink::JsonSink(std::shared_ptr<JsonLog> log, std::string stream,
-                   std::unique_ptr<FifoSink> tee)
-    : log_(std::move(log)),
-      lines_(log_.get(), std::move(stream)),
-      tee_(std::move(tee)) {
+LogSink::LogSink(std::shared_ptr<LogFile> log, std::unique_ptr<LogLines> lines,
+                 std::unique_ptr<FifoSink> tee)
+    : log_(std::move(log)), lines_(std::move(lines)), tee_(std::move(tee)) {
   if (tee_ != nullptr) tee_->set_on_ready([this] { Ready(); });
 }
 
-void JsonSink::Write(std::string_view bytes) {
-  (void)lines_.Write(bytes, Now());  // As in FileSink.
+void LogSink::Write(std::string_view bytes) {
+  (void)lines_->Write(bytes, Now());  // As in FileSink.
   if (tee_ != nullptr) tee_->Write(bytes);
 }
 
-void JsonSink::Finish() { (void)lines_.Flush(Now()); }
+void LogSink::Finish() { (void)lines_->Flush(Now()); }
 
 OutputCopier::OutputCopier(Loop* loop, os::UniqueFd source,
                            std::unique_ptr<Sink> sink,
@@ -136,6 +134,10 @@ OutputCopier::OutputCopier(Loop* loop, os::UniqueFd source,
       Arm();
     }
   });
+}
+
+void OutputCopier::Start() {
+  started_ = true;
   Arm();
 }
 
@@ -144,7 +146,7 @@ OutputCopier::~OutputCopier() {
 }
 
 void OutputCopier::Arm() {
-  if (armed_ || ended_ || sink_->blocked()) return;
+  if (!started_ || armed_ || ended_ || sink_->blocked()) return;
   armed_ =
       loop_->Watch(source_.get(), EPOLLIN, [this](uint32_t) { Pump(); }).ok();
 }

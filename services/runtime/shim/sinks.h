@@ -12,7 +12,7 @@
 
 #include "absl/status/status.h"
 #include "lib/os/fd.h"
-#include "services/runtime/shim/json_log.h"
+#include "services/runtime/shim/log_lines.h"
 #include "services/runtime/shim/loop.h"
 
 namespace bulkhead::shim {
@@ -98,18 +98,19 @@ class FileSink : public Sink {
   os::UniqueFd fd_;
 };
 
-// A JsonLog shared by both streams, and a FIFO that gets the raw bytes too.
-class JsonSink : public Sink {
+// A log file shared by both streams, and a FIFO that gets the raw bytes too.
+class LogSink : public Sink {
  public:
-  JsonSink(std::shared_ptr<JsonLog> log, std::string stream,
-           std::unique_ptr<FifoSink> tee);
+  // `lines` writes to `log`; `tee` may be null.
+  LogSink(std::shared_ptr<LogFile> log, std::unique_ptr<LogLines> lines,
+          std::unique_ptr<FifoSink> tee);
   void Write(std::string_view bytes) override;
   bool blocked() const override { return tee_ != nullptr && tee_->blocked(); }
   void Finish() override;
 
  private:
-  std::shared_ptr<JsonLog> log_;
-  LogLines lines_;
+  std::shared_ptr<LogFile> log_;
+  std::unique_ptr<LogLines> lines_;
   std::unique_ptr<FifoSink> tee_;
 };
 
@@ -119,6 +120,8 @@ class OutputCopier {
   OutputCopier(Loop* loop, os::UniqueFd source, std::unique_ptr<Sink> sink,
                std::function<void()> on_end);
   ~OutputCopier();
+  // Nothing is read before.
+  void Start();
   bool ended() const { return ended_; }
 
  private:
@@ -130,6 +133,7 @@ class OutputCopier {
   os::UniqueFd source_;
   std::unique_ptr<Sink> sink_;
   std::function<void()> on_end_;
+  bool started_ = false;
   bool armed_ = false;
   bool at_end_ = false;  // Read to the end; the sink still has bytes.
   bool ended_ = false;

@@ -109,21 +109,28 @@ absl::StatusOr<std::unique_ptr<Sink>> ProcessIo::MakeSink(bool is_stdout) {
                      os::Open(path, O_WRONLY | O_APPEND | O_CREAT, 0644));
     return std::make_unique<FileSink>(std::move(fd));
   }
-  if (scheme == "json-file") {
-    if (json_log_ == nullptr) {
-      ASSIGN_OR_RETURN(JsonLogUri uri, ParseJsonLogUri(spec_.out));
-      json_log_ = std::make_shared<JsonLog>(uri.options);
-      RETURN_IF_ERROR(json_log_->Open());
+  if (scheme == "json-file" || scheme == "cri-file") {
+    ASSIGN_OR_RETURN(const LogUri uri, ParseLogUri(scheme, spec_.out));
+    if (log_ == nullptr) {
+      log_ = std::make_shared<LogFile>(uri.file);
+      RETURN_IF_ERROR(log_->Open());
     }
     std::unique_ptr<FifoSink> tee;
-    if (SchemeOf(own) == "json-file") {
-      ASSIGN_OR_RETURN(JsonLogUri uri, ParseJsonLogUri(own));
-      if (!uri.tee.empty()) {
-        tee = std::make_unique<FifoSink>(loop_, uri.tee, FifoMode::kTee);
+    if (SchemeOf(own) == scheme) {
+      ASSIGN_OR_RETURN(const LogUri own_uri, ParseLogUri(scheme, own));
+      if (!own_uri.tee.empty()) {
+        tee = std::make_unique<FifoSink>(loop_, own_uri.tee, FifoMode::kTee);
       }
     }
-    return std::make_unique<JsonSink>(
-        json_log_, is_stdout ? "stdout" : "stderr", std::move(tee));
+    const char* stream = is_stdout ? "stdout" : "stderr";
+    std::unique_ptr<LogLines> lines;
+    if (scheme == "json-file") {
+      lines = std::make_unique<JsonLines>(log_.get(), stream);
+    } else {
+      lines = std::make_unique<CriLines>(log_.get(), stream,
+                                         uri.line_size_bytes_max);
+    }
+    return std::make_unique<LogSink>(log_, std::move(lines), std::move(tee));
   }
   return absl::InvalidArgumentError(
       absl::StrCat("unknown STDIO scheme ", scheme));
@@ -283,6 +290,7 @@ void ProcessIo::StartConsole(os::UniqueFd master) {
       [this, alive = alive_] {
         if (*alive) CheckDrained();
       }));
+  outputs_.back()->Start();
   if (input_ != nullptr) {
     input_->Start(std::move(*for_writing), [this, alive = alive_] {
       if (!*alive) return;
@@ -305,7 +313,11 @@ void ProcessIo::RemoveConsoleSocket() {
 }
 
 absl::Status ProcessIo::RuntimeDone() {
-  if (!spec_.terminal || console_.valid()) return absl::OkStatus();
+  if (!spec_.terminal) {
+    for (const auto& output : outputs_) output->Start();
+    return absl::OkStatus();
+  }
+  if (console_.valid()) return absl::OkStatus();
   if (console_listener_.valid()) AcceptConsole();
   if (console_.valid()) return absl::OkStatus();
   RemoveConsoleSocket();

@@ -47,7 +47,9 @@ class ProcessIo {
 
   // The runtime was started: gives up the ends it has now.
   void CloseChildEnds();
-  // The runtime ended well: the terminal must be here by now.
+  // The runtime ended well: the terminal must be here by now. Only now is
+  // output copied: what a runtime says about its own failure is no output of a
+  // container.
   absl::Status RuntimeDone();
 
   void CloseStdin();
@@ -70,7 +72,7 @@ class ProcessIo {
   os::UniqueFd child_[3];
   std::unique_ptr<InputCopier> input_;
   std::vector<std::unique_ptr<OutputCopier>> outputs_;
-  std::shared_ptr<JsonLog> json_log_;
+  std::shared_ptr<LogFile> log_;
   std::unique_ptr<Sink> console_sink_;
 
   std::string console_dir_;

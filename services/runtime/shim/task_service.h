@@ -21,13 +21,21 @@ namespace bulkhead::shim {
 
 class TaskService {
  public:
-  // `shut_down` is called when a client ends the shim; the call was answered.
+  // `shut_down` is called when a client ends the shim, just before the call is
+  // answered: it must not end it at once.
   TaskService(Loop* loop, EventPublisher* events, std::string name_space,
               std::function<void()> shut_down)
       : loop_(loop),
         events_(events),
         name_space_(std::move(name_space)),
         shut_down_(std::move(shut_down)) {}
+
+  // Every container and process in a line each, for a log.
+  std::string Describe() const;
+  bool empty() const { return containers_.empty() && creating_.empty(); }
+  std::vector<std::string> Ids() const;  // Of the containers there are.
+  // SIGKILL to the init process of every container; does not wait.
+  void KillAll();
 
   // Answers any method of containerd.task.v2.Task and v3.Task; others get
   // kUnimplemented.
@@ -69,6 +77,8 @@ class TaskService {
     std::map<std::string, std::shared_ptr<Process>> execs;
     std::unique_ptr<Cgroup> cgroup;
     std::unique_ptr<OomWatcher> oom;
+    std::string checkpoint;  // The image it is restored from; mostly empty.
+    std::string parent_checkpoint;
     bool private_pid_namespace = true;
     bool mounted = false;
     bool killing_rest = false;  // Of a shared pid namespace.
@@ -80,12 +90,20 @@ class TaskService {
   void Create(const std::string& payload, Reply reply);
   void Created(const ContainerRef& container, const std::string& rootfs_fields,
                const OciRuntime::Result& result, const Reply& reply);
+  // From now on calls find it.
+  void Register(const ContainerRef& container, const std::string& rootfs_fields,
+                const Reply& reply);
   void FailCreate(const ContainerRef& container, const absl::Status& status,
                   const Reply& reply);
+  // Init runs, under this number: watches its end and its cgroup.
+  void Adopt(const ContainerRef& container, pid_t pid);
   void Start(const ContainerRef& container, const ProcessRef& process,
              Reply reply);
   void StartInit(const ContainerRef& container, Reply reply,
                  std::function<void()> done);
+  void Restore(const ContainerRef& container, Reply reply,
+               std::function<void()> done);
+  void InitStarted(const ContainerRef& container, const Reply& reply);
   void StartExec(const ContainerRef& container, const ProcessRef& process,
                  Reply reply, std::function<void()> done);
   void ExecStarted(const ContainerRef& container, const ProcessRef& process,
@@ -101,6 +119,8 @@ class TaskService {
   void PauseOrResume(const ContainerRef& container, bool pause, Reply reply);
   void Update(const ContainerRef& container, const std::string& payload,
               Reply reply);
+  void Checkpoint(const ContainerRef& container, const std::string& payload,
+                  Reply reply);
   void Pids(const ContainerRef& container, const Reply& reply);
   void StateOf(const ContainerRef& container, const ProcessRef& process,
                const Reply& reply);
