@@ -10,7 +10,7 @@ import time
 
 from tests import soak_pulls
 from tests.harness import proc, suite
-from tests.integration import common
+from tests.integration import common, test_many, test_shim
 
 
 def settle(s):
@@ -77,6 +77,20 @@ def run_tests(name, **env):
         sys.exit(done.returncode)
 
 
+def cycles(count):
+    """Create-start-exec-kill-delete, 8 at a time: through a suite with a shim
+    for each container, and within one shim. Complains about what is left."""
+    began = time.monotonic()
+    with suite.Suite() as s:
+        test_many.image = common.image_registry().host + "/busybox:latest"
+        s.ctr("images", "pull", "--plain-http", test_many.image, check=True)
+        test_many.stress(s, count, print)
+    print("%d cycles through a suite: nothing left, %d s" % (count, time.monotonic() - began))
+    began = time.monotonic()
+    test_shim.stress(count, print)
+    print("%d cycles within one shim: nothing left, %d s" % (count, time.monotonic() - began))
+
+
 def main():
     parser = argparse.ArgumentParser(prog="sudo ./dev soak", description=__doc__)
     parser.add_argument("--seconds", type=int, default=600)
@@ -88,7 +102,11 @@ def main():
                         help="instead: N printing containers through SIGKILLs of everything")
     parser.add_argument("--codes", action="store_true",
                         help="instead: each exit code and signal, with both daemons and shims")
+    parser.add_argument("--cycles", type=int, metavar="N",
+                        help="instead: N cycles of create, start, exec, kill and delete")
     args = parser.parse_args()
+    if args.cycles:
+        return cycles(args.cycles)
     if args.many:
         run_tests("test_services_die", BULKHEAD_MANY=str(args.many))
     if args.codes:

@@ -198,7 +198,7 @@ class Bench:
 
     def __init__(self, runtime="runc"):
         self.dir = proc.temp_dir()
-        self.runtime, self.count = runtime, 0
+        self.runtime, self.count, self.lock = runtime, 0, threading.Lock()
         self.rootfs = rootfs(os.path.join(self.dir, "rootfs"))
         self.sockets = os.path.join(self.dir, "s")
         self.events = Events(os.path.join(self.dir, "events"))
@@ -220,7 +220,8 @@ class Bench:
 
     def spec(self, *args, **changes):
         """A config.json; changes of process, linux and the top level."""
-        self.count += 1
+        with self.lock:
+            self.count += 1
         namespaces = [{"type": t} for t in ("pid", "mount", "ipc", "uts")]
         spec = {"ociVersion": "1.0.2",
                 "process": {"terminal": False, "user": {"uid": 0, "gid": 0}, "cwd": "/",

@@ -1,8 +1,10 @@
 """The shim by itself: every way to start it, and what its services promise."""
 
+import concurrent.futures
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -10,6 +12,9 @@ import time
 import unittest
 
 from tests.harness import proc, shim
+
+# More for a long look: BULKHEAD_CYCLES=2000, or ./dev soak --cycles.
+CYCLES = int(os.environ.get("BULKHEAD_CYCLES", "60"))
 
 # runc for a shim that must not need one: writes down how it was called, and
 # plays a container that sleeps.
@@ -705,6 +710,79 @@ class Pods(Case):
         self.assertIn("/no/such/netns", caught.exception.text)
         self.assertEqual("SANDBOX_NOTREADY", self.call("SandboxStatus").text(3))
         self.call("ShutdownSandbox")
+
+
+def held_by(pid):
+    """Resident KiB and descriptors of a process."""
+    status = read("/proc/%d/status" % pid)
+    return (int(re.search(r"VmRSS:\s+(\d+)", status).group(1)),
+            len(os.listdir("/proc/%d/fd" % pid)))
+
+
+def stress(cycles, report=None):
+    """Cycles of containers within one shim, 8 at a time; nothing may be left."""
+    box = shim.Bench()
+    try:
+        first = box.start(box.name, box.spec("true"))
+
+        def cycle(i):
+            name = "%s-c%d" % (box.name, i)
+            spec = box.spec("sh", "-c", "echo $0; exec sleep 1000", name,
+                            linux={"cgroupsPath": "/%s/c%d" % (box.name, i)})
+            task = shim.Task(box, name, box.bundle(name, spec), first.path)
+            fifos = [os.path.join(task.bundle, end) for end in ("out", "exec")]
+            for fifo in fifos:
+                os.mkfifo(fifo)
+            ends = [os.open(fifo, os.O_RDONLY | os.O_NONBLOCK) for fifo in fifos]
+            task.create(out=fifos[0])
+            task.call("Start")
+            task.exec("e", "echo", "exec", name, out=fifos[1])
+            assert task.call("Wait", {2: "e"}).number(1) == 0
+            task.call("Delete", {2: "e"})
+            task.call("Kill", {3: 9})
+            assert task.call("Wait").number(1) == 137
+            task.call("Delete")
+            task.client.close()
+            for end, want in zip(ends, (name, "exec " + name)):
+                got = os.read(end, 4096).decode()
+                os.close(end)
+                # Killed early, it may not have come to say anything.
+                assert got in (want + "\n", "") and (got or want == name), got
+            shutil.rmtree(task.bundle)
+
+        def many(numbers):
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                list(pool.map(cycle, numbers))
+
+        warm = min(24, cycles // 2)
+        many(range(warm))
+        pid = first.shim_pid()
+        time.sleep(0.5)  # It gives pages back when it has been quiet.
+        before = held_by(pid)
+        many(range(warm, cycles))
+        proc.wait_for(lambda: held_by(pid)[1] <= before[1] and
+                      held_by(pid)[0] <= before[0] + 256, "memory and descriptors: %r, then %r" %
+                      (before, held_by(pid)), 10)
+        if report:
+            report("the shim: %d KiB and %d descriptors, then %d and %d" %
+                   (*before, *held_by(pid)))
+        children = read("/proc/%d/task/%d/children" % (pid, pid))
+        assert not children, "children left: " + children
+        left = [d for base, dirs, _ in os.walk("/sys/fs/cgroup") for d in dirs
+                if os.path.basename(base) == box.name]
+        assert not left, "cgroups left: %r" % left
+        assert not os.listdir(os.path.join(box.runtime_root, "bht")), "states left"
+        for base, dirs, _ in os.walk("/sys/fs/cgroup"):
+            if box.name in dirs:
+                os.rmdir(os.path.join(base, box.name))
+        first.end()
+    finally:
+        box.close()
+
+
+class Stress(unittest.TestCase):
+    def test_cycles_within_one_shim(self):
+        stress(CYCLES, lambda text: print("     " + text))
 
 
 if __name__ == "__main__":
