@@ -16,6 +16,7 @@ import time
 from bench import layers as layers_bench
 from bench import measure
 from bench import registries as registries_bench
+from bench import shims as shims_bench
 from bench import tasks as tasks_bench
 from tests.harness import images, proc, registry, suite
 
@@ -207,7 +208,7 @@ def main():
     parser.add_argument("--pull-rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=400, metavar="MIB",
                         help="of the pulled image, unpacked")
-    parser.add_argument("--only", choices=("pull", "run", "layers", "registries", "tasks"))
+    parser.add_argument("--only", choices=("pull", "run", "layers", "registries", "shims", "tasks"))
     parser.add_argument("--cases", default=",".join(registries_bench.CASES),
                         help="of the registries [%(default)s]")
     parser.add_argument("--layer-size", type=int, default=1024, metavar="MIB",
@@ -240,6 +241,8 @@ def main():
                                                   args.layer_size)
             if args.only in (None, "tasks"):
                 tasks_bench.bench_tasks(report, sides, reg.host + "/busybox:1", args.rounds)
+            if args.only in (None, "shims"):
+                shims_bench.bench_shims(report, args.rounds)
             if args.only in (None, "run"):
                 bench_run(report, reg, args.rounds)
     finally:
