@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <fstream>
+#include <functional>
 #include <map>
 #include <sstream>
 #include <string>
@@ -439,6 +440,37 @@ TEST(Cgroup, ReadsAV1TreeAndIgnoresTheUnifiedPart) {
   // A process in the root group has no figures of its own.
   EXPECT_TRUE(absl::IsNotFound(
       Cgroup::Parse(dir.path(), false, "5:memory:/\n").Metrics().status()));
+}
+
+TEST(Cgroup, TellsTheOomKillsOfAV2Group) {
+  const Folder dir;
+  const auto write = [&dir](int kills) {
+    dir.Write("a/c/memory.events",
+              "oom 5\noom_kill " + std::to_string(kills) + "\n");
+  };
+  write(3);  // Those before are somebody else's.
+  Loop loop;
+  ASSERT_TRUE(loop.Init().ok());
+  int told = 0;
+  OomWatcher watcher(&loop, Cgroup::Parse(dir.path(), true, "0::/a/c\n"),
+                     [&told] { ++told; });
+  watcher.Check();
+  EXPECT_EQ(told, 0);
+  write(4);
+  const std::function<void()> until_told = [&] {
+    if (told > 0) return loop.Stop();
+    loop.After(2, until_told);
+  };
+  loop.After(0, until_told);
+  loop.After(20000, [&loop] { loop.Stop(); });
+  loop.Run();
+  EXPECT_EQ(told, 1);
+  // An exit looks once more and finds what nobody has told yet.
+  write(5);
+  watcher.Check();
+  EXPECT_EQ(told, 2);
+  watcher.Check();
+  EXPECT_EQ(told, 2);
 }
 
 TEST(Cgroup, EnablesControllersAboveAGroup) {
