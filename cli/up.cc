@@ -58,6 +58,8 @@ constexpr const char* kBuiltIn[] = {"content", "metadata", "runtime",
 
 constexpr milliseconds kBackOffMin{100};
 constexpr milliseconds kBackOffMax{5000};
+// Of one that came as far as being ready: clients wait 5 s for its return.
+constexpr milliseconds kBackOffReadyMax{2000};
 // A service that ran this long starts again without delay.
 constexpr milliseconds kHealthyAfter{10000};
 constexpr milliseconds kReadyTimeout{60000};
@@ -452,7 +454,8 @@ class Supervisor {
     if (now - child->started_at >= kHealthyAfter) {
       child->back_off = milliseconds(0);
     }
-    child->back_off = std::clamp(child->back_off * 2, kBackOffMin, kBackOffMax);
+    child->back_off = std::clamp(child->back_off * 2, kBackOffMin,
+                                 was_ready ? kBackOffReadyMax : kBackOffMax);
     child->start_again_at = now + child->back_off;
     log::Warn("service ended, starting it again",
               {{"service", child->name},

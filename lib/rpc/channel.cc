@@ -14,6 +14,10 @@
 
 namespace bulkhead::rpc {
 
+namespace {
+constexpr int kHandshakeMaxMs = 5000;
+}  // namespace
+
 std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
   // Never shut the library down: that may wait 10 s for a poller of its own.
   [[maybe_unused]] static const bool kept = (grpc_init(), true);
@@ -23,7 +27,11 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
   arguments.SetMaxReceiveMessageSize(kMessageBytesMax);
   arguments.SetMaxSendMessageSize(kMessageBytesMax);
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+  // Despite its name this is how long a connection may take until the server's
+  // SETTINGS are there. A socket without a server refuses at once; one whose
+  // server waits for a busy processor must not be given up and tried again,
+  // which would only keep it busier.
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kHandshakeMaxMs);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);

@@ -17,6 +17,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -32,9 +33,10 @@ namespace bulkhead::service {
 namespace {
 
 constexpr absl::Duration kDrainGrace = absl::Seconds(2);
-// Start-up's pages go back once it is over, and again now and then.
-constexpr absl::Duration kFirstRelease = absl::Seconds(1);
-constexpr absl::Duration kNextRelease = absl::Seconds(60);
+// Memory goes back when there was work, start-up included, and then next to
+// none for the first, looked at that often.
+constexpr absl::Duration kIdleLook = absl::Seconds(2);
+constexpr absl::Duration kIdleCpuMax = absl::Milliseconds(10);
 constexpr int kExitFailed = 1;
 constexpr int kExitUsage = 2;
 
@@ -49,6 +51,13 @@ void PrintHelp(const Options& options) {
       "  --version           print the version and exit\n"
       "  --help              this text\n",
       options.name.c_str(), options.summary.c_str(), config::kDefaultPath);
+}
+
+// What this process has used of the processors so far.
+absl::Duration CpuTime() {
+  timespec used{};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+  return absl::DurationFromTimespec(used);
 }
 
 absl::Status DropCapabilities(const std::vector<int>& keep) {
@@ -146,14 +155,19 @@ class ContextImpl : public Context {
     ::sigaddset(&signals, SIGTERM);
     ::sigaddset(&signals, SIGINT);
     ::sigaddset(&signals, SIGHUP);
-    timespec release = absl::ToTimespec(kFirstRelease);
+    const timespec look = absl::ToTimespec(kIdleLook);
+    absl::Duration last_look = CpuTime();
+    absl::Duration last_release = absl::ZeroDuration();
     for (;;) {
-      const int signal = ::sigtimedwait(&signals, nullptr, &release);
+      const int signal = ::sigtimedwait(&signals, nullptr, &look);
       if (signal < 0) {
-        if (errno == EAGAIN) {
+        if (errno != EAGAIN) continue;
+        const absl::Duration now = CpuTime();
+        if (now - last_look < kIdleCpuMax && now - last_release > kIdleCpuMax) {
           os::ReleaseIdleMemory();
-          release = absl::ToTimespec(kNextRelease);
+          last_release = CpuTime();
         }
+        last_look = now;
         continue;
       }
       if (signal != SIGHUP) return;

@@ -78,6 +78,30 @@ class Kill(unittest.TestCase):
         self.assertEqual((0, "alive\n"), (result.code, result.out), repr(result))
         s.cli("rm", "-f", "survivor", check=True)
 
+    def test_gateway_again_and_again(self):
+        """Clients that come meanwhile all get their answer, and soon."""
+        stop, results = threading.Event(), []
+
+        def client(command):
+            while not stop.is_set():
+                began = time.monotonic()
+                result = s.cli(command)
+                results.append((time.monotonic() - began, result))
+
+        threads = [threading.Thread(target=client, args=(c,)) for c in ("ps", "images")]
+        for thread in threads:
+            thread.start()
+        for _ in range(4):
+            done = len(results)
+            s.kill_service("gateway")
+            proc.wait_for(lambda: len(results) > done + 2, "answers")
+        stop.set()
+        for thread in threads:
+            thread.join()
+        for took, result in results:
+            self.assertEqual(0, result.code, repr(result))
+            self.assertLess(took, 15)
+
     def test_shim_killed(self):
         s.cli("run", "-d", "--name", "orphan", busybox, "sleep", "1000", check=True)
         container = s.cli("inspect", "--format", "{{.Id}}", "orphan", check=True).out.strip()
