@@ -39,8 +39,6 @@ namespace {
 using ::nlohmann::json;
 namespace tasks = containerd::services::tasks::v1;
 
-constexpr char kTtyHelp[] = "Give the process a terminal";
-
 json SpecOf(const ContainerRecord& record) {
   json spec = json::parse(record.spec().value(), nullptr, false);
   if (!spec.is_object()) spec = json::object();
@@ -329,85 +327,6 @@ int Create(Session& session, RunOptions& options) {
   return kExitOk;
 }
 
-void DeclareRunFlags(Command& command, RunOptions* o) {
-  command.Flag("-i,--interactive", &o->interactive, "Pass on standard input")
-      .Flag("-t,--tty", &o->tty, kTtyHelp)
-      .Flag("--rm", &o->remove, "Remove the container when it ends")
-      .Flag("--privileged", &o->privileged,
-            "All capabilities and devices, no confinement")
-      .Flag("--read-only", &o->read_only, "Read-only root file system")
-      .Flag("--plain-http", &o->plain_http, "Pull without TLS")
-      .Option("--name", &o->name, "Name [random]")
-      .Option("-e,--env", &o->env, "Environment variable", "KEY[=VALUE]")
-      .Option("--env-file", &o->env_files, "Variables from a file", "FILE")
-      .Option("-w,--workdir", &o->workdir, "Working directory", "DIR")
-      .Option("-u,--user", &o->user, "User", "USER[:GROUP]")
-      .Option("--mount", &o->mounts, "Mount",
-              "type=bind,src=A,dst=B[,readonly]")
-      .Option("-v,--volume", &o->volumes,
-              "Bind mount a host folder, or a named volume (made if it is not "
-              "there), or an anonymous one",
-              "[HOST:|NAME:]PATH[:ro]")
-      .Option("--tmpfs", &o->tmpfs, "Memory file system", "PATH[:OPTIONS]")
-      .Option("-m,--memory", &o->memory, "Memory limit", "BYTES[k|m|g]")
-      .Option("--cpus", &o->cpus, "Processors, such as 1.5")
-      .Option("-c,--cpu-shares", &o->cpu_shares, "Weight (1024 is normal)")
-      .Option("--pids-limit", &o->pids_max, "Most processes; -1: no limit")
-      .Option("--cap-add", &o->cap_add, "Add a capability", "CAP")
-      .Option("--cap-drop", &o->cap_drop, "Drop a capability", "CAP")
-      .Option("--network,--net", &o->network,
-              "none: only loopback (the default); host: the host's; "
-              "container:NAME: another container's. There is no bridge yet",
-              "none|host|container:NAME")
-      .Option("--dns", &o->dns, "Name server in resolv.conf", "ADDRESS")
-      .Option("--dns-search", &o->dns_search, "Search domain", "DOMAIN")
-      .Option("--restart", &o->restart,
-              "Start it again when it ends: no, on-failure[:N], always, "
-              "unless-stopped",
-              "POLICY")
-      .Flag("--init", &o->init, "An init that reaps and forwards signals")
-      .Option("--pid", &o->pid, "Process ids: the host's, or a container's",
-              "host|container:NAME")
-      .Option("--ipc", &o->ipc, "IPC and /dev/shm: own, or shared",
-              "private|host|container:NAME")
-      .Option("--uts", &o->uts, "Host name: the host's", "host")
-      .Option("--userns", &o->userns, "User ids: the host's (as always)",
-              "host")
-      .Option("--sysctl", &o->sysctls, "Kernel parameter", "KEY=VALUE")
-      .Option("--log-opt", &o->log_options, "max-size or max-file of the log",
-              "KEY=VALUE")
-      .Option("--memory-swap", &o->memory_swap,
-              "Memory and swap together [twice --memory]; -1: no limit",
-              "BYTES[k|m|g]")
-      .Option("--cpuset-cpus", &o->cpuset_cpus, "Processors, such as 0-2,4",
-              "LIST")
-      .Option("--oom-score-adj", &o->oom_score,
-              "-1000 to 1000: who goes first when memory is short", "N")
-      .Option("--group-add", &o->groups, "Another group", "GROUP")
-      .Flag("--env-host", &o->env_host, "All variables of this command")
-      .Option("--stop-timeout", &o->stop_timeout, "Grace of `stop` [10]",
-              "SECONDS")
-      .Option("--hostname", &o->hostname, "Host name [short id]")
-      .Option("-l,--label", &o->labels, "Label", "KEY=VALUE")
-      .Option("--snapshotter", &o->snapshotter, "Snapshotter [overlayfs]")
-      .Option("--runtime", &o->runtime,
-              "OCI runtime (runc, crun, a path) or shim (io.containerd...)")
-      .Option("--pull", &o->pull, "When to pull", "always|missing|never")
-      .Option("--platform", &o->platform, "Platform", "OS/ARCH")
-      .Option("--ulimit", &o->ulimits, "Limit", "NAME=SOFT[:HARD]")
-      .Option("--security-opt", &o->security,
-              "seccomp=unconfined or no-new-privileges", "OPTION")
-      .Option("--stop-signal", &o->stop_signal, "Signal of `stop`", "SIGNAL")
-      .Option("--device", &o->devices, "Device", "HOST[:PATH][:rwm]")
-      .Option("--shm-size", &o->shm_size, "Size of /dev/shm [64m]", "BYTES")
-      .Option("--detach-keys", &o->detach_keys, "Keys that detach", "KEYS")
-      .Option("--cidfile", &o->cid_file, "Write the id to a file", "FILE")
-      .OptionalOption("--entrypoint", &o->entrypoint, &o->entrypoint_set,
-                      "Replaces the image's entrypoint", "PROGRAM")
-      .Rest("IMAGE [COMMAND [ARG...]]", &o->rest, 1)
-      .Complete(Completes::kImages);
-}
-
 struct ExecOptions {
   bool detach = false;
   bool interactive = false;
@@ -628,7 +547,49 @@ int Start(Session& session, StartOptions& options) {
   return code;
 }
 
-int Attach(Session& session, const std::string& name, bool no_stdin) {
+// One that was started in the foreground without a log, and left: its FIFOs are
+// still there.
+int AttachFifos(Client& client, const ContainerRecord& record,
+                const TaskRecord& task, bool no_stdin,
+                const std::string& keys) {
+  Fifos fifos;
+  const auto open = [](const std::string& path, int flags, os::UniqueFd* fd) {
+    if (path.empty()) return;
+    absl::StatusOr<os::UniqueFd> opened = os::Open(path, flags | O_NONBLOCK);
+    if (opened.ok()) *fd = *std::move(opened);
+  };
+  open(task.stdout(), O_RDONLY, &fifos.out);
+  open(task.stderr(), O_RDONLY, &fifos.err);
+  if (!no_stdin) open(task.stdin(), O_RDWR, &fifos.in);
+  if (!fifos.out.valid()) {
+    return Report(absl::FailedPreconditionError(absl::StrCat(
+        "the output of container ", NameOf(record),
+        " goes to another client, whose FIFO is not there any more")));
+  }
+  StreamOptions stream;
+  stream.container_id = record.id();
+  stream.terminal = task.terminal();
+  stream.interactive = fifos.in.valid();
+  stream.forward_signals = !stream.terminal;
+  stream.detach_keys = keys;
+  const bool remove = LabelOf(record, kLabelAutoRemove) == "true";
+  const absl::StatusOr<StreamResult> result = StreamUntilExit(
+      client, fifos, stream, [] { return absl::OkStatus(); },
+      [&](const ExitInfo& exit) {
+        return EndTask(client, record, exit, !remove);
+      });
+  if (!result.ok()) return Report(result.status());
+  if (result->detached) return kExitOk;
+  if (remove) {
+    absl::Status removed = RemoveWithoutTask(client, record);
+    if (removed.ok()) removed = RemoveAnonymousVolumes(client, record);
+    if (!removed.ok()) Report(removed);
+  }
+  return static_cast<int>(result->exit.status);
+}
+
+int Attach(Session& session, const std::string& name, bool no_stdin,
+           const std::string& keys) {
   BlockForwardedSignals();
   Client& client = session.client();
   const absl::StatusOr<ContainerRecord> record = FindContainer(client, name);
@@ -644,6 +605,10 @@ int Attach(Session& session, const std::string& name, bool no_stdin) {
                      name, "`")));
   }
   const std::string log = LabelOf(*record, kLabelLogPath);
+  if ((log.empty() || !absl::StrContains((*task)->stdout(), log)) &&
+      absl::StartsWith((*task)->stdout(), "/")) {
+    return AttachFifos(client, *record, **task, no_stdin, keys);
+  }
   if (log.empty() || !absl::StrContains((*task)->stdout(), log)) {
     return Report(absl::FailedPreconditionError(
         absl::StrCat("container ", name,
@@ -676,6 +641,7 @@ int Attach(Session& session, const std::string& name, bool no_stdin) {
   stream.terminal = (*task)->terminal();
   stream.interactive = fifos.in.valid();
   stream.forward_signals = !stream.terminal;
+  stream.detach_keys = keys;
   const absl::StatusOr<StreamResult> result = StreamUntilExit(
       client, fifos, stream, [] { return absl::OkStatus(); },
       [](const ExitInfo&) { return absl::OkStatus(); });
@@ -735,7 +701,7 @@ void AddRunCommands(Command& root) {
   root.Sub("exec", "Run a command in a running container")
       .Flag("-d,--detach", &exec->detach, "Leave it in the background")
       .Flag("-i,--interactive", &exec->interactive, "Pass on standard input")
-      .Flag("-t,--tty", &exec->tty, kTtyHelp)
+      .Flag("-t,--tty", &exec->tty, "Give the process a terminal")
       .Flag("--privileged", &exec->privileged, "All capabilities")
       .Option("-e,--env", &exec->env, "Environment variable", "KEY[=VALUE]")
       .Option("--env-file", &exec->env_files, "Variables from a file", "FILE")
@@ -749,14 +715,21 @@ void AddRunCommands(Command& root) {
           "  bulkhead exec -u nobody web id")
       .Does([exec](Session& session) { return Exec(session, *exec); });
 
-  auto attach = std::make_shared<std::pair<std::string, bool>>();
+  struct AttachOptions {
+    std::string name;
+    bool no_stdin = false;
+    std::string detach_keys = "ctrl-p,ctrl-q";
+  };
+  auto attach = std::make_shared<AttachOptions>();
   root.Sub("attach", "Join a running container's input and output")
-      .Argument("CONTAINER", &attach->first, "Name or id")
-      .Flag("--no-stdin", &attach->second, "Only watch")
+      .Argument("CONTAINER", &attach->name, "Name or id")
+      .Flag("--no-stdin", &attach->no_stdin, "Only watch")
+      .Option("--detach-keys", &attach->detach_keys, "Keys that detach", "KEYS")
       .Complete(Completes::kContainers)
       .Examples("  bulkhead attach web      (ctrl-p ctrl-q leaves again)")
       .Does([attach](Session& session) {
-        return Attach(session, attach->first, attach->second);
+        return Attach(session, attach->name, attach->no_stdin,
+                      attach->detach_keys);
       });
 
   auto removed = std::make_shared<std::string>();

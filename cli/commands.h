@@ -20,6 +20,10 @@ void AddLifecycleCommands(Command& root);  // stop kill pause ... wait rm
 void AddUsageCommands(Command& root);      // stats top
 void AddSystemCommands(Command& root);     // events info version namespace ...
 
+// The flags of `run` and `create`, but -d.
+struct RunOptions;
+void DeclareRunFlags(Command& command, RunOptions* options);
+
 absl::StatusOr<std::vector<std::string>> ListNamespaceNames(Client& client);
 
 }  // namespace bulkhead::cli

@@ -418,8 +418,14 @@ class Undo {
 // Makes the container's snapshot; unpacks the image first if need be.
 absl::StatusOr<Mounts> Prepare(Client& client, const ImageInfo& image,
                                const std::string& snapshotter,
-                               const std::string& id) {
+                               const std::string& id, const SpecOptions& spec) {
   snapshots::PrepareSnapshotRequest prepare;
+  if (spec.user_ns_size > 0) {
+    const std::string map =
+        absl::StrCat("0:", spec.user_ns_base, ":", spec.user_ns_size);
+    (*prepare.mutable_labels())["containerd.io/snapshot/uidmapping"] = map;
+    (*prepare.mutable_labels())["containerd.io/snapshot/gidmapping"] = map;
+  }
   prepare.set_snapshotter(snapshotter);
   prepare.set_key(id);
   prepare.set_parent(image.chain_id());
@@ -491,7 +497,8 @@ absl::StatusOr<NewContainer> CreateContainer(Client& client,
   std::unique_ptr<ScopedLease> lease;
   if (!IsRoot(user_text) || !options.groups.empty()) {
     ASSIGN_OR_RETURN(lease, ScopedLease::Create(client));
-    ASSIGN_OR_RETURN(made.mounts, Prepare(client, image, snapshotter, id));
+    ASSIGN_OR_RETURN(made.mounts,
+                     Prepare(client, image, snapshotter, id, spec));
     undo.prepared = true;
   }
   ASSIGN_OR_RETURN(spec.user, FindUser(user_text, made.mounts));
@@ -591,7 +598,8 @@ absl::StatusOr<NewContainer> CreateContainer(Client& client,
   undo.recorded = true;
   made.record = std::move(*response.mutable_container());
   if (!undo.prepared) {
-    ASSIGN_OR_RETURN(made.mounts, Prepare(client, image, snapshotter, id));
+    ASSIGN_OR_RETURN(made.mounts,
+                     Prepare(client, image, snapshotter, id, spec));
   }
   for (const NewVolume& fresh : new_volumes) {
     std::vector<os::MountSpec> root;

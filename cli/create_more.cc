@@ -10,8 +10,10 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "cli/spec/options.h"
 #include "lib/base/status_macros.h"
+#include "lib/os/fd.h"
 
 namespace bulkhead::cli {
 namespace {
@@ -21,6 +23,10 @@ constexpr const char* kInits[] = {"/usr/bin/docker-init",
                                   "/usr/libexec/docker/docker-init",
                                   "/usr/bin/tini-static", "/usr/bin/tini"};
 constexpr char kOther[] = "container:";
+// What --userns remap takes where /etc/subuid says nothing.
+constexpr uint32_t kUserIdsBase = 165536;
+constexpr uint32_t kUserIdsMin = 65536;
+constexpr size_t kSubIdBytesMax = 1 << 20;
 
 // The process whose namespaces are joined.
 absl::StatusOr<uint32_t> PidOf(Client& client, const std::string& name,
@@ -54,6 +60,59 @@ absl::Status Join(Client& client, const char* flag, const char* file,
   }
   ASSIGN_OR_RETURN(*pid, PidOf(client, text.substr(sizeof(kOther) - 1), id));
   *ns = absl::StrCat("/proc/", *pid, "/ns/", file);
+  return absl::OkStatus();
+}
+
+// The first range of one of `users` in /etc/subuid, if it is in /etc/subgid
+// too.
+void FindSubordinateIds(uint32_t* base, uint32_t* size) {
+  const std::string uids =
+      os::ReadFile("/etc/subuid", kSubIdBytesMax).value_or("");
+  const std::string gids =
+      os::ReadFile("/etc/subgid", kSubIdBytesMax).value_or("");
+  for (const char* user : {"bulkhead", "dockremap", "containers"}) {
+    for (const std::string& line :
+         std::vector<std::string>(absl::StrSplit(uids, '\n'))) {
+      const std::vector<std::string> parts = absl::StrSplit(line, ':');
+      uint32_t first = 0;
+      uint32_t count = 0;
+      if (parts.size() == 3 && parts[0] == user &&
+          absl::SimpleAtoi(parts[1], &first) &&
+          absl::SimpleAtoi(parts[2], &count) && count >= kUserIdsMin &&
+          absl::StrContains(gids, line)) {
+        *base = first;
+        *size = count;
+        return;
+      }
+    }
+  }
+}
+
+absl::Status AddUserNamespace(const RunOptions& options, SpecOptions* spec) {
+  const std::string& text = options.userns;
+  if (text.empty() || text == "host") return absl::OkStatus();
+  const std::vector<std::string> parts = absl::StrSplit(text, ':');
+  spec->user_ns_base = kUserIdsBase;
+  spec->user_ns_size = kUserIdsMin;
+  if (parts.size() == 1) {
+    FindSubordinateIds(&spec->user_ns_base, &spec->user_ns_size);
+  }
+  if (parts[0] != "remap" || parts.size() > 3 ||
+      (parts.size() > 1 && (!absl::SimpleAtoi(parts[1], &spec->user_ns_base) ||
+                            spec->user_ns_base == 0)) ||
+      (parts.size() > 2 && (!absl::SimpleAtoi(parts[2], &spec->user_ns_size) ||
+                            spec->user_ns_size == 0)) ||
+      spec->user_ns_base > UINT32_MAX - spec->user_ns_size) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--userns '", text, "': host, remap or remap:FIRST-ID[:COUNT]"));
+  }
+  // Who owns the others' namespaces is another user namespace.
+  if (spec->host_network || !spec->network_ns.empty() ||
+      !spec->pid_ns.empty() || !spec->ipc_ns.empty() || options.privileged) {
+    return absl::InvalidArgumentError(
+        "--userns remap goes with namespaces of the container's own, and not "
+        "with --privileged");
+  }
   return absl::OkStatus();
 }
 
@@ -162,10 +221,7 @@ absl::Status AddRuntimeOptions(Client& client, const RunOptions& options,
     }
     spec->uts_ns = "host";
   }
-  if (!options.userns.empty() && options.userns != "host") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--userns '", options.userns, "': only 'host' yet"));
-  }
+  RETURN_IF_ERROR(AddUserNamespace(options, spec));
   RETURN_IF_ERROR(AddLimits(options, spec));
   return options.init ? AddInit(spec) : absl::OkStatus();
 }

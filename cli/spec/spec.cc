@@ -275,6 +275,7 @@ absl::StatusOr<json> MakeSpec(const SpecOptions& options) {
                &namespaces);
   // Nobody may rename the host.
   if (options.uts_ns == "host") spec.erase("hostname");
+  if (options.user_ns_size > 0) namespaces.push_back({{"type", "user"}});
   if (options.cgroup2 && !options.privileged) {
     namespaces.push_back({{"type", "cgroup"}});
   }
@@ -296,6 +297,13 @@ absl::StatusOr<json> MakeSpec(const SpecOptions& options) {
   json linux_part = {{"cgroupsPath", "/" + options.ns + "/" + options.id},
                      {"namespaces", namespaces},
                      {"resources", Resources(options, std::move(rules))}};
+  if (options.user_ns_size > 0) {
+    const json map = {{"containerID", 0},
+                      {"hostID", options.user_ns_base},
+                      {"size", options.user_ns_size}};
+    linux_part["uidMappings"] = json::array({map});
+    linux_part["gidMappings"] = json::array({map});
+  }
   if (!devices.empty()) linux_part["devices"] = devices;
   if (!options.sysctls.empty()) linux_part["sysctl"] = options.sysctls;
   if (!options.privileged) {

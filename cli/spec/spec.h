@@ -41,6 +41,10 @@ struct SpecOptions {
   std::string pid_ns;
   std::string ipc_ns;
   std::string uts_ns;
+  // A user namespace of its own, if the size is not 0: the container's ids from
+  // 0 are the host's from `user_ns_base`.
+  uint32_t user_ns_base = 0;
+  uint32_t user_ns_size = 0;
   std::map<std::string, std::string> sysctls;
   bool privileged = false;
   bool read_only = false;
