@@ -245,6 +245,10 @@ void ReadServices(Table* root, Config* config) {
                     0.0001, 0.5);
   metadata.BindInt("events_kept_max", &config->metadata.events_kept_max, 0,
                    10'000'000);
+  metadata.Bind("retention_unused_max", &config->metadata.retention_unused_max);
+  metadata.BindInt("retention_free_min_percent",
+                   &config->metadata.retention_free_min_percent, 0, 99);
+  metadata.Bind("retention_namespaces", &config->metadata.retention_namespaces);
   metadata.Finish();
 
   Table snapshotter = root->Sub("snapshotter");

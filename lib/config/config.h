@@ -69,6 +69,10 @@ struct Config {
     int gc_deletion_threshold = 0;
     double gc_pause_threshold = 0.02;
     int events_kept_max = 10000;
+    // Images nobody runs; zero: no limit. Empty namespaces: all.
+    absl::Duration retention_unused_max = absl::ZeroDuration();
+    int retention_free_min_percent = 0;
+    std::vector<std::string> retention_namespaces;
   } metadata;
 
   struct {  // [snapshotter]

@@ -339,6 +339,20 @@ absl::StatusOr<Filter> Filter::ParseAll(
   return filter;
 }
 
+std::vector<std::vector<Filter::Equal>> Filter::Equals() const {
+  std::vector<std::vector<Equal>> rows;
+  if (any_ == nullptr) return rows;
+  for (const All& all : *any_) {
+    rows.emplace_back();
+    for (const Selector& selector : all) {
+      if (selector.op == Operator::kEqual) {
+        rows.back().push_back({selector.path, selector.value});
+      }
+    }
+  }
+  return rows;
+}
+
 bool Filter::Match(const Adaptor& adaptor) const {
   if (any_ == nullptr) return true;
   for (const All& all : *any_) {

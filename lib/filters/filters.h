@@ -48,6 +48,16 @@ class Filter {
   bool Match(const Adaptor& adaptor) const;
   bool matches_all() const { return any_ == nullptr; }
 
+  // A selector "path==value".
+  struct Equal {
+    FieldPath path;
+    std::string value;
+  };
+  // For whoever has an index: the "==" selectors of each filter string. What
+  // matches a string matches all of its row; a row may be empty. No rows at
+  // all: everything matches.
+  std::vector<std::vector<Equal>> Equals() const;
+
   struct Selector;
 
  private:

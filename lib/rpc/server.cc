@@ -29,6 +29,9 @@ namespace {
 
 // More calls than this at once wait for a thread.
 constexpr int kThreadsMax = 512;
+// Threads that stay, for some seconds, when calls that came at once are done:
+// otherwise every call of a burst starts a thread and ends it.
+constexpr int kIdleThreadsMax = 16;
 
 // The counters of a method ("/service/Method"), looked up once a call.
 stats::MethodStats* StatsOf(const char* path) {
@@ -161,7 +164,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
   builder.SetSyncServerOption(
       grpc::ServerBuilder::SyncServerOption::MIN_POLLERS, 1);
   builder.SetSyncServerOption(
-      grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 2);
+      grpc::ServerBuilder::SyncServerOption::MAX_POLLERS,
+      kIdleThreadsMax);
   // Clients may ping as often as they like: they are on this machine.
   builder.AddChannelArgument(
       GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 0);

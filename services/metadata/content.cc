@@ -7,6 +7,8 @@
 #include "lib/log/log.h"
 #include "proto/containerd/events/content.pb.h"
 #include "proto/containerd/services/namespaces/v1/namespaces.pb.h"
+#include "services/metadata/listing.h"
+#include "services/metadata/parallel.h"
 
 namespace bulkhead::metadata {
 namespace {
@@ -15,6 +17,9 @@ namespace events = containerd::events;
 using content_v1::Info;
 
 constexpr size_t kCheckPieceBytes = 1 << 20;
+// Blobs deleted while a commit whose digest is not known beforehand waits.
+constexpr size_t kDeletionStepMax = 64;
+constexpr size_t kDeletionsAtOnce = 4;
 constexpr char kLabelShareable[] = "containerd.io/namespace.shareable";
 
 absl::Status NoBlob(const std::string& digest) {
@@ -51,6 +56,13 @@ std::vector<std::string> KeysOf(const std::string& ns, const std::string& lease,
                                 std::vector<std::string> keys) {
   if (!lease.empty()) keys.push_back(Key(kind::kLease, {ns, lease}));
   return keys;
+}
+
+std::optional<std::string> InfoField(const content_v1::Info& info,
+                                     const filters::FieldPath& path) {
+  if (path[0] == "digest") return info.digest();
+  if (path[0] == "labels") return filters::MapField(info.labels(), path);
+  return std::nullopt;
 }
 
 }  // namespace
@@ -99,19 +111,8 @@ absl::StatusOr<Info> Content::Update(const std::string& ns,
 absl::Status Content::List(
     const std::string& ns, const filters::Filter& filter,
     const std::function<bool(content_v1::Info&)>& visitor) const {
-  return store_.Scan<content_v1::Info>(
-      Prefix(kind::kBlob, {ns}),
-      [&](const std::vector<std::string>&, content_v1::Info& info) {
-        const bool wanted = filter.Match([&info](const filters::FieldPath& path)
-                                             -> std::optional<std::string> {
-          if (path[0] == "digest") return info.digest();
-          if (path[0] == "labels") {
-            return filters::MapField(info.labels(), path);
-          }
-          return std::nullopt;
-        });
-        return !wanted || visitor(info);
-      });
+  return ListRecords<content_v1::Info>(store_, kind::kBlob, ns, filter,
+                                       InfoField, visitor);
 }
 
 absl::Status Content::Delete(const std::string& ns, const std::string& digest,
@@ -510,20 +511,28 @@ absl::Status Content::SweepBackend() {
                          named.insert(Split(key)[1]);
                          return true;
                        }));
-  for (const std::string& digest : blobs) {
-    if (named.contains(digest)) continue;
-    const KeyedLocks::Guard guard = store_.digests().Lock({digest});
-    ASSIGN_OR_RETURN(const bool referenced, Referenced(digest));
-    if (referenced) continue;
+  std::erase_if(blobs, [&named](const std::string& digest) {
+    return named.contains(digest);
+  });
+  for (size_t begin = 0; begin < blobs.size(); begin += kDeletionStepMax) {
+    const size_t count = std::min(blobs.size() - begin, kDeletionStepMax);
     if (!blind_commits_.TryLock()) {
-      note(absl::UnavailableError("a commit is under way"), "blob", digest);
+      note(absl::UnavailableError("a commit is under way"), "blob",
+           blobs[begin]);
       continue;
     }
-    // Again: such a commit may have ended since.
-    const absl::StatusOr<bool> again = Referenced(digest);
-    if (again.ok() && !*again) note(backend_.Delete(digest), "blob", digest);
+    std::vector<absl::Status> results(count);
+    InParallel(count, kDeletionsAtOnce, [&](size_t i) {
+      const std::string& digest = blobs[begin + i];
+      const KeyedLocks::Guard guard = store_.digests().Lock({digest});
+      const absl::StatusOr<bool> referenced = Referenced(digest);
+      results[i] = referenced.status();
+      if (referenced.ok() && !*referenced) results[i] = backend_.Delete(digest);
+    });
     blind_commits_.Unlock();
-    RETURN_IF_ERROR(again.status());
+    for (size_t i = 0; i < count; ++i) {
+      note(results[i], "blob", blobs[begin + i]);
+    }
   }
   return first;
 }

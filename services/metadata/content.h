@@ -158,7 +158,7 @@ class Content {
   ContentBackend& backend_;
   const bool isolated_;
   // Shared: a commit whose digest is not known beforehand. Exclusive: the
-  // sweep, around one deletion.
+  // sweep, around one step of deletions.
   absl::Mutex blind_commits_;
 };
 

@@ -34,16 +34,20 @@ struct Batch {
 class Db;
 
 // Takes a database of version `from` to the next one. The version number is
-// written in the same batch.
+// written in the same batch as what `run` puts there; a long migration may
+// write before that, in steps that can be repeated after a crash.
 struct Migration {
   int from = 0;
-  std::function<absl::Status(const Db& db, Batch* batch)> run;
+  std::function<absl::Status(Db& db, Batch* batch)> run;
 };
+
+// Those that lead to kSchemaVersion.
+std::vector<Migration> Migrations();
 
 struct DbOptions {
   // What this program reads and writes. Tests set others.
   int schema_version = kSchemaVersion;
-  std::vector<Migration> migrations = {};
+  std::vector<Migration> migrations = Migrations();
 };
 
 // Thread-safe. Errors other than those named: kDataLoss: RocksDB's checksums

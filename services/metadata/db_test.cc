@@ -8,7 +8,9 @@
 
 #include "lib/testing/temp_dir.h"
 #include "proto/containerd/events/task.pb.h"
+#include "proto/containerd/services/images/v1/images.pb.h"
 #include "services/metadata/events.h"
+#include "services/metadata/index.h"
 #include "services/metadata/offline.h"
 #include "services/metadata/store.h"
 
@@ -35,6 +37,36 @@ TEST(Db, MigratesAndRefusesTheFuture) {
   EXPECT_TRUE(absl::IsFailedPrecondition(newer));
   EXPECT_NE(MessageOf(newer).find("start the newer Bulkhead"),
             std::string::npos);
+}
+
+// A database as version 1 left it: records, and no index.
+TEST(Db, VersionOneGetsItsIndex) {
+  testing::TempDir dir;
+  const std::string path = dir.Path("db");
+  containerd::services::images::v1::Image image;
+  image.set_name("i");
+  image.mutable_target()->set_digest("sha256:" + std::string(64, '1'));
+  (*image.mutable_labels())["a"] = "b";
+  const std::string key = Key(kind::kImage, {"ns", "i"});
+  {
+    DbOptions old;
+    old.schema_version = 1;
+    const auto db = Db::Open(path, old).value();
+    Batch batch;
+    batch.Put(key, image.SerializeAsString());
+    ASSERT_TRUE(db->Write(batch, true).ok());
+  }
+  const auto db = Db::Open(path).value();
+  EXPECT_EQ(**db->Get(Key(kind::kVersion, {})), "2");
+  EXPECT_EQ(**db->Get(key), image.SerializeAsString());
+  for (const std::string& text : std::vector<std::string>{
+           "labels.a==b", "target.digest==sha256:" + std::string(64, '1')}) {
+    const auto filter = filters::Filter::ParseAll({text}).value();
+    const auto found =
+        Candidates(*db, nullptr, kind::kImage, "ns", filter).value();
+    ASSERT_TRUE(found.has_value()) << text;
+    EXPECT_EQ(*found, std::vector<std::string>{key}) << text;
+  }
 }
 
 TEST(Db, DamageIsNamedRepairedAndRestored) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/synchronization/mutex.h"
 #include "services/metadata/content_backend.h"
 #include "services/metadata/snapshot_backend.h"
 
@@ -34,6 +35,7 @@ class FakeContentBackend final : public ContentBackend {
     return absl::OkStatus();
   }
   absl::Status Delete(const std::string& digest) override {
+    absl::MutexLock lock(&mutex_);
     if (undeletable.contains(digest)) return absl::InternalError("disk");
     blobs.erase(digest);
     return absl::OkStatus();
@@ -65,6 +67,8 @@ class FakeContentBackend final : public ContentBackend {
   }
 
  private:
+  absl::Mutex mutex_;  // Deletions come several at once.
+
   class Writer final : public BackendWriter {
    public:
     Writer(FakeContentBackend* backend, std::string ref, int64_t total_bytes)
@@ -146,6 +150,7 @@ class FakeSnapshotBackend final : public SnapshotBackend {
     return absl::OkStatus();
   }
   absl::Status Remove(const std::string& key) override {
+    absl::MutexLock lock(&mutex_);
     for (const auto& [name, info] : snapshots) {
       if (info.parent() == key) {
         return absl::FailedPreconditionError(
@@ -176,6 +181,8 @@ class FakeSnapshotBackend final : public SnapshotBackend {
   absl::Status Cleanup() override { return absl::UnimplementedError("fake"); }
 
  private:
+  absl::Mutex mutex_;  // Removals come several at once.
+
   void Add(const std::string& key, const std::string& parent,
            const LabelMap& labels, snapshots_v1::Kind kind) {
     snapshots_v1::Info& info = snapshots[key];

@@ -1,6 +1,7 @@
 #include "services/metadata/fsck.h"
 
 #include <map>
+#include <set>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -10,6 +11,7 @@
 #include "proto/containerd/services/images/v1/images.pb.h"
 #include "proto/containerd/services/leases/v1/leases.pb.h"
 #include "proto/containerd/types/sandbox.pb.h"
+#include "services/metadata/index.h"
 
 namespace bulkhead::metadata {
 namespace {
@@ -35,6 +37,8 @@ class Checker {
   absl::StatusOr<CheckTotals> Run() {
     RETURN_IF_ERROR(Records());
     RETURN_IF_ERROR(SetAsides());
+    RETURN_IF_ERROR(MissingEntries());
+    RETURN_IF_ERROR(StaleEntries());
     RETURN_IF_ERROR(Blobs());
     for (const std::string& name : snapshots_.names()) {
       RETURN_IF_ERROR(CheckSnapshotter(name));
@@ -90,6 +94,75 @@ class Checker {
     }
     if (!options_.repair || keys.empty()) return absl::OkStatus();
     return store_.db().Write(batch, /*sync=*/true);
+  }
+
+  // --- the index of fields ---
+
+  // Records that a listing by a field would not find.
+  absl::Status MissingEntries() {
+    std::set<std::string> suspects;
+    for (const char kind : {kind::kImage, kind::kContainer, kind::kBlob}) {
+      absl::Status error;
+      RETURN_IF_ERROR(store_.db().Scan(
+          Prefix(kind, {}), [&](std::string_view key, std::string_view value) {
+            for (const std::string& entry : IndexEntries(key, value)) {
+              const absl::StatusOr<bool> there = Exists(entry);
+              error = there.status();
+              if (!error.ok()) return false;
+              if (!*there) suspects.emplace(key);
+            }
+            return true;
+          }));
+      RETURN_IF_ERROR(error);
+    }
+    for (const std::string& key : suspects) {
+      Txn txn(store_, Split(key)[0], {key});
+      ASSIGN_OR_RETURN(std::optional<std::string> now, store_.db().Get(key));
+      bool missing = false;
+      for (const std::string& entry : IndexEntries(key, now.value_or(""))) {
+        ASSIGN_OR_RETURN(const bool there, Exists(entry));
+        if (there) continue;
+        missing = true;
+        txn.PutEmpty(entry);
+      }
+      if (!missing) continue;  // It was being written.
+      if (options_.repair) RETURN_IF_ERROR(txn.Commit());
+      RETURN_IF_ERROR(Report(Severity::kDamaged, key,
+                             "an index entry of a field is missing",
+                             options_.repair ? "written again" : ""));
+    }
+    return absl::OkStatus();
+  }
+
+  // Entries that no record has: listings skip them.
+  absl::Status StaleEntries() {
+    const auto stale = [this](const std::string& entry) {
+      const std::string key = IndexedRecord(entry);
+      const auto record = store_.db().Get(key);
+      return record.ok() && (!record->has_value() ||
+                             !IndexEntries(key, **record).contains(entry));
+    };
+    std::vector<std::string> suspects;
+    RETURN_IF_ERROR(
+        store_.db().Scan(Prefix(kind::kIndex, {}),
+                         [&](std::string_view entry, std::string_view) {
+                           if (stale(std::string(entry)))
+                             suspects.emplace_back(entry);
+                           return true;
+                         }));
+    for (const std::string& entry : suspects) {
+      const std::string key = IndexedRecord(entry);
+      Txn txn(store_, "", {key});
+      if (!stale(entry)) continue;
+      if (options_.repair) {
+        txn.Delete(entry);
+        RETURN_IF_ERROR(txn.Commit());
+      }
+      RETURN_IF_ERROR(Report(Severity::kDamaged, key,
+                             "an index entry names a value that it has not",
+                             options_.repair ? "dropped" : ""));
+    }
+    return absl::OkStatus();
   }
 
   // --- blobs ---

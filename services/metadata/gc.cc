@@ -8,6 +8,7 @@
 #include "proto/containerd/events/snapshot.pb.h"
 #include "proto/containerd/services/images/v1/images.pb.h"
 #include "proto/containerd/services/leases/v1/leases.pb.h"
+#include "services/metadata/index.h"
 #include "services/metadata/marker.h"
 
 namespace bulkhead::metadata {
@@ -74,6 +75,7 @@ class Sweeper {
   }
 
   absl::Status Apply(bool sync) {
+    RETURN_IF_ERROR(AddIndexChanges(store_.db(), &batch_));
     EventBus::Staged staged =
         store_.events().Stage(std::exchange(events_, {}), &batch_);
     const absl::Status status = store_.db().Write(batch_, sync);

@@ -7,6 +7,7 @@
 #include "lib/testing/temp_dir.h"
 #include "services/metadata/fake_backends.h"
 #include "services/metadata/fsck.h"
+#include "services/metadata/index.h"
 #include "services/metadata/marker.h"
 #include "services/metadata/objects.h"
 
@@ -133,7 +134,10 @@ TEST_F(GcTest, LeasesFlatAndExpired) {
   EXPECT_TRUE(HasBlob(DigestOf(1)));
   EXPECT_FALSE(HasBlob(DigestOf(2)));
   EXPECT_FALSE(HasBlob(DigestOf(3)));
-  EXPECT_EQ(leases_.List("ns", filters::Filter())->size(), 1u);
+  int leases = 0;
+  const auto count = [&leases](Lease&) { return ++leases > 0; };
+  ASSERT_TRUE(leases_.List("ns", filters::Filter(), count).ok());
+  EXPECT_EQ(leases, 1);
   EXPECT_EQ(AddBlob("ns", DigestOf(3), {}, "expired"),
             absl::NotFoundError("lease does not exist"));
 }
@@ -180,6 +184,33 @@ TEST_F(GcTest, WhatIsReferredToDuringTheRunSurvives) {
   EXPECT_FALSE(HasBlob(DigestOf(2)));
   EXPECT_TRUE(HasBlob(DigestOf(3)));
   EXPECT_TRUE(HasSnapshot("base") && HasSnapshot("k"));
+}
+
+TEST_F(GcTest, WhatComesBackToLifeDuringTheRunSurvives) {
+  Lease lease;
+  lease.set_id("l");
+  (*lease.mutable_labels())["containerd.io/gc.expire"] = "2001-01-01T00:00:00Z";
+  ASSERT_TRUE(leases_.Create("ns", lease).ok());
+  AddSnapshot("used", "");
+  LabelMap condition;
+  condition["containerd.io/gc.cond.snapshot.fake"] = "usedat<24h|used";
+  ASSERT_TRUE(AddBlob("ns", DigestOf(1), condition).ok());
+  ASSERT_TRUE(CollectRecords(store_, nullptr, [this] {
+                // The same name again, and this one lasts.
+                ASSERT_TRUE(leases_.Delete("ns", "l").ok());
+                Lease fresh;
+                fresh.set_id("l");
+                ASSERT_TRUE(leases_.Create("ns", fresh).ok());
+                snapshots_v1::Info info;
+                info.set_name("used");
+                (*info.mutable_labels())["containerd.io/gc.cond.value-usedat"] =
+                    "2999-01-01T00:00:00Z";
+                ASSERT_TRUE(snapshots_->Update(call_, info, {}).ok());
+              }).ok());
+  Lease again;
+  again.set_id("l");
+  EXPECT_TRUE(absl::IsAlreadyExists(leases_.Create("ns", again).status()));
+  EXPECT_TRUE(HasBlob(DigestOf(1)));
 }
 
 TEST_F(GcTest, OneFailingDeleteStopsNothing) {
@@ -359,7 +390,10 @@ TEST_F(GcTest, DamagedRecordsStopNothingAndFreeNothing) {
                       "the record of image \"i\" in namespace \"ns\" is "
                       "damaged; it was set aside (see bulkhead fsck)"));
   EXPECT_TRUE(absl::IsNotFound(images_.Get("ns", "i").status()));
-  EXPECT_EQ(images_.List("ns", filters::Filter())->size(), 1u);
+  int images = 0;
+  const auto count = [&images](Image&) { return ++images > 0; };
+  ASSERT_TRUE(images_.List("ns", filters::Filter(), count).ok());
+  EXPECT_EQ(images, 1);
   Collect();
   EXPECT_TRUE(HasBlob(DigestOf(1)));  // Who knows what the record named.
   EXPECT_FALSE(content_.Info("other", DigestOf(2)).ok());
@@ -398,6 +432,10 @@ TEST_F(GcTest, CheckRepairsBlobsSnapshotsAndIndexes) {
   }
   Batch cut;
   cut.Delete(Key(kind::kSnapshotChild, {"ns", "fake", "base", "top"}));
+  const std::string image = Key(kind::kImage, {"ns", "i"});
+  const std::string bytes = **store_.db().Get(image);
+  for (const std::string& entry : IndexEntries(image, bytes)) cut.Delete(entry);
+  cut.Put(Key(kind::kIndex, {"ns", "i", "0123456789abcdef", "nobody"}), "");
   ASSERT_TRUE(store_.db().Write(cut, true).ok());
   std::vector<Finding> findings;
   const auto report = [&findings](const Finding& finding) {
@@ -407,7 +445,7 @@ TEST_F(GcTest, CheckRepairsBlobsSnapshotsAndIndexes) {
   CheckOptions options;
   options.bytes = false;
   ASSERT_TRUE(CheckAll(store_, content_, *snapshots_, options, report).ok());
-  EXPECT_EQ(findings.size(), 4u);
+  EXPECT_EQ(findings.size(), 6u);
   options.repair = true;
   ASSERT_TRUE(CheckAll(store_, content_, *snapshots_, options, report).ok());
   findings.clear();

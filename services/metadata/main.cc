@@ -2,6 +2,8 @@
 
 #include <sys/socket.h>
 
+#include <filesystem>
+
 #include "lib/config/config.h"
 #include "lib/os/fd.h"
 #include "lib/service/service.h"
@@ -14,6 +16,7 @@
 #include "services/metadata/grpc_snapshot_backend.h"
 #include "services/metadata/object_services.h"
 #include "services/metadata/offline.h"
+#include "services/metadata/retention.h"
 #include "services/metadata/snapshot_service.h"
 #include "services/metadata/store.h"
 
@@ -65,6 +68,25 @@ absl::Status Body(service::Context& context) {
   options.deletion_threshold = config.metadata.gc_deletion_threshold;
   options.pause_threshold = config.metadata.gc_pause_threshold;
   Collector collector(store, content, snapshots, options);
+  RetentionOptions retention_options;
+  retention_options.unused_max = config.metadata.retention_unused_max;
+  retention_options.free_min_percent =
+      config.metadata.retention_free_min_percent;
+  retention_options.namespaces = config.metadata.retention_namespaces;
+  Retention retention(
+      store, retention_options,
+      [path = config.root]() -> absl::StatusOr<double> {
+        std::error_code error;
+        const std::filesystem::space_info space =
+            std::filesystem::space(path, error);
+        if (error || space.capacity == 0) {
+          return absl::InternalError(path + ": " + error.message());
+        }
+        return 100.0 * static_cast<double>(space.available) /
+               static_cast<double>(space.capacity);
+      },
+      [&collector] { return collector.CollectNow().status(); });
+  retention.Start();
   ObjectServices objects(
       store, [&collector] { return collector.CollectNow().status(); });
   ContentService content_service(content);

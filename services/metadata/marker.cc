@@ -1,13 +1,13 @@
 #include "services/metadata/marker.h"
 
 #include "absl/strings/match.h"
-#include "absl/strings/str_split.h"
 #include "proto/containerd/services/containers/v1/containers.pb.h"
 #include "proto/containerd/services/content/v1/content.pb.h"
 #include "proto/containerd/services/images/v1/images.pb.h"
 #include "proto/containerd/services/leases/v1/leases.pb.h"
 #include "proto/containerd/types/sandbox.pb.h"
 #include "services/metadata/records.pb.h"
+#include "services/metadata/references.h"
 
 namespace bulkhead::metadata {
 namespace {
@@ -21,33 +21,6 @@ using containerd::types::Sandbox;
 constexpr char kLabelCondition[] = "containerd.io/gc.cond.snapshot.";
 constexpr char kLabelUsedAt[] = "containerd.io/gc.cond.value-usedat";
 constexpr size_t kPathStepsMax = 10000;
-
-constexpr char kGcPrefix[] = "containerd.io/gc.";
-// If `label` is `name` alone or goes on with "." or "/".
-bool IsReference(const std::string& label, const std::string& name) {
-  return absl::StartsWith(label, name) &&
-         (label.size() == name.size() || label[name.size()] == '.' ||
-          label[name.size()] == '/');
-}
-
-// The object that a gc.ref or gc.bref label names; empty if it is not one.
-std::string Referenced(const std::string& ns, const std::string& label,
-                       const std::string& value, const std::string& prefix) {
-  if (!absl::StartsWith(label, prefix) || value.empty()) return "";
-  const std::string rest = label.substr(prefix.size());
-  if (IsReference(rest, "content")) return Key(kind::kBlob, {ns, value});
-  if (IsReference(rest, "image")) return Key(kind::kImage, {ns, value});
-  if (IsReference(rest, "container")) {
-    return Key(kind::kContainer, {ns, value});
-  }
-  constexpr char kSnapshotPrefix[] = "snapshot.";
-  if (absl::StartsWith(rest, kSnapshotPrefix)) {
-    std::string snapshotter = rest.substr(sizeof(kSnapshotPrefix) - 1);
-    snapshotter = snapshotter.substr(0, snapshotter.find('/'));
-    return Key(kind::kSnapshot, {ns, snapshotter, value});
-  }
-  return "";
-}
 
 bool HasRootLabel(const LabelMap& labels) {
   for (const auto& [label, value] : labels) {
@@ -69,33 +42,7 @@ std::string ResourceKey(const std::string& ns, const std::string& type,
   return "";
 }
 
-bool Compare(absl::Duration left, const std::string& op, absl::Duration right) {
-  if (op == "=") return left == right;
-  if (op == "!=") return left != right;
-  if (op == "<") return left < right;
-  if (op == ">") return left > right;
-  if (op == "<=") return left <= right;
-  return op == ">=" && left >= right;
-}
-
 }  // namespace
-
-bool ConditionHolds(const std::string& conditions, absl::Duration age) {
-  for (const std::string& each :
-       std::vector<std::string>(absl::StrSplit(conditions, ','))) {
-    constexpr char kName[] = "usedat";
-    if (!absl::StartsWith(each, kName)) continue;
-    const size_t op = sizeof(kName) - 1;
-    const size_t value = each.find_first_not_of("<>=!", op);
-    if (value == std::string::npos || value == op) continue;
-    absl::Duration bound;
-    if (absl::ParseDuration(each.substr(value), &bound) &&
-        Compare(age, each.substr(op, value - op), bound)) {
-      return true;
-    }
-  }
-  return false;
-}
 
 template <typename Record>
 absl::StatusOr<std::optional<Record>> Marker::Read(const std::string& key) {
@@ -118,13 +65,7 @@ absl::Status Marker::ScanLabels(char kind, bool roots_by_label,
           Root(key, why);
         }
         if constexpr (std::is_same_v<Record, SnapshotRecord>) {
-          const auto used = record.labels().find(kLabelUsedAt);
-          absl::Time at;
-          std::string error;
-          if (used != record.labels().end() &&
-              absl::ParseTime(absl::RFC3339_full, used->second, &at, &error)) {
-            used_at_[key] = at;
-          }
+          NoteUse(key, record.labels());
         }
         GatherBackReferences(parts[0], key, record.labels());
         return true;
@@ -166,14 +107,7 @@ absl::Status Marker::MarkAll(const Db::View* view) {
       },
       view));
   RETURN_IF_ERROR(MarkLeases(now));
-  for (const Condition& each : conditions_) {
-    const auto used_at = used_at_.find(each.snapshot);
-    if (used_at != used_at_.end() &&
-        ConditionHolds(each.conditions, now - used_at->second)) {
-      back_[each.snapshot].push_back(each.holder);
-    }
-  }
-  conditions_.clear();
+  for (const Condition& each : conditions_) Apply(each, now);
   // As of now: the scans above may have found some.
   RETURN_IF_ERROR(
       store_.db().Scan(Prefix(kind::kDamaged, {}),
@@ -194,12 +128,17 @@ absl::Status Marker::MarkNoted(const std::vector<std::string>& keys) {
              absl::StrCat("lease ", parts[1]));
         break;
       }
+      case kind::kLease:
+        marked_.insert(key);  // One of this name may have been expired.
+        break;
+      case kind::kSnapshot:
+        RETURN_IF_ERROR(LookAgain(key));
+        [[fallthrough]];
       case kind::kImage:
       case kind::kContainer:
       case kind::kSandbox:
       case kind::kBlob:
       case kind::kIngest:
-      case kind::kSnapshot:
         // Its references may be new, even if it was marked before.
         marked_.insert(key);
         RETURN_IF_ERROR(Follow(key));
@@ -211,11 +150,40 @@ absl::Status Marker::MarkNoted(const std::vector<std::string>& keys) {
   return Drain();
 }
 
+// A condition on a snapshot may hold now that did not when it was marked.
+absl::Status Marker::LookAgain(const std::string& snapshot) {
+  ASSIGN_OR_RETURN(std::optional<SnapshotRecord> record,
+                   Read<SnapshotRecord>(snapshot));
+  if (!record.has_value()) return absl::OkStatus();
+  NoteUse(snapshot, record->labels());
+  for (const Condition& each : conditions_) {
+    if (each.snapshot == snapshot) Apply(each, absl::Now());
+  }
+  return absl::OkStatus();
+}
+
+void Marker::NoteUse(const std::string& snapshot, const LabelMap& labels) {
+  const auto used = labels.find(kLabelUsedAt);
+  absl::Time at;
+  std::string error;
+  if (used != labels.end() &&
+      absl::ParseTime(absl::RFC3339_full, used->second, &at, &error)) {
+    used_at_[snapshot] = at;
+  }
+}
+
+void Marker::Apply(const Condition& condition, absl::Time now) {
+  const auto used_at = used_at_.find(condition.snapshot);
+  if (used_at != used_at_.end() &&
+      ConditionHolds(condition.conditions, now - used_at->second)) {
+    back_[condition.snapshot].push_back(condition.holder);
+  }
+}
+
 void Marker::GatherBackReferences(const std::string& ns, const std::string& key,
                                   const LabelMap& labels) {
   for (const auto& [label, value] : labels) {
-    std::string parent =
-        Referenced(ns, label, value, absl::StrCat(kGcPrefix, "bref."));
+    std::string parent = ReferencedKey(ns, label, value, kBackReferences);
     if (!parent.empty()) back_[std::move(parent)].push_back(key);
     if (absl::StartsWith(label, kLabelCondition) &&
         (key[0] == kind::kImage || key[0] == kind::kBlob)) {
@@ -308,11 +276,9 @@ absl::Status Marker::Drain() {
 }
 
 void Marker::FollowLabels(const std::string& key, const LabelMap& labels) {
-  static const std::string* const kPrefix =
-      new std::string(absl::StrCat(kGcPrefix, "ref."));
   const std::string ns = Split(key)[0];
   for (const auto& [label, value] : labels) {
-    Push(Referenced(ns, label, value, *kPrefix), key, label);
+    Push(ReferencedKey(ns, label, value, kReferences), key, label);
   }
 }
 

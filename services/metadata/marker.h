@@ -12,15 +12,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "services/metadata/references.h"
 #include "services/metadata/store.h"
 #include "services/metadata/util.h"
 
 namespace bulkhead::metadata {
-
-// If a gc.cond label's conditions ("usedat<24h,usedat=..."), of which any may
-// hold, hold for a snapshot that was last used `age` ago. `age` is compared
-// with durations (Go's spelling) by = != < > <= >=; anything else is false.
-bool ConditionHolds(const std::string& conditions, absl::Duration age);
 
 // One mark. Objects go by their database keys. Not thread-safe.
 class Marker {
@@ -61,6 +57,10 @@ class Marker {
   absl::Status ScanLabels(char kind, bool roots_by_label, const char* why);
   void GatherBackReferences(const std::string& ns, const std::string& key,
                             const LabelMap& labels);
+  absl::Status LookAgain(const std::string& snapshot);
+  void NoteUse(const std::string& snapshot, const LabelMap& labels);
+  // Makes the holder depend on the snapshot if the condition holds.
+  void Apply(const Condition& condition, absl::Time now);
   absl::Status MarkLeases(absl::Time now);
   absl::Status MarkFlat(std::string key, std::string from, std::string by);
   void Push(std::string key, const std::string& from, const std::string& by);

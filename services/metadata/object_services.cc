@@ -5,6 +5,7 @@
 
 #include "absl/strings/numbers.h"
 #include "lib/rpc/context.h"
+#include "lib/rpc/server.h"
 #include "lib/rpc/status.h"
 #include "proto/containerd/services/containers/v1/containers.grpc.pb.h"
 #include "proto/containerd/services/events/v1/events.grpc.pb.h"
@@ -36,6 +37,41 @@ template <typename Request>
 Mask MaskOf(const Request& request) {
   return Mask(request.update_mask().paths().begin(),
               request.update_mask().paths().end());
+}
+
+// How much a unary answer may grow: past what a message may have, the call
+// fails instead of building what nobody can be sent.
+class ReplyRoom {
+ public:
+  // False: no more fits.
+  bool Take(const google::protobuf::MessageLite& record) {
+    // A tag and a length of at most five bytes go with each record.
+    bytes_ += record.ByteSizeLong() + 6;
+    return bytes_ <= static_cast<size_t>(rpc::kMessageBytesMax);
+  }
+  absl::Status status() const {
+    if (bytes_ <= static_cast<size_t>(rpc::kMessageBytesMax)) {
+      return absl::OkStatus();
+    }
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the listing is larger than a message may be (",
+                     rpc::kMessageBytesMax, " bytes): narrow it by a filter"));
+  }
+
+ private:
+  size_t bytes_ = 0;
+};
+
+// Runs `list(visitor)` into the messages that `add()` makes.
+template <typename Record, typename List, typename Add>
+grpc::Status ReplyList(const List& list, const Add& add) {
+  ReplyRoom room;
+  REPLY_IF_ERROR(list([&](Record& record) {
+    if (!room.Take(record)) return false;
+    *add() = std::move(record);
+    return true;
+  }));
+  return ToGrpc(room.status());
 }
 
 class NamespacesService final : public namespaces_v1::Namespaces::Service {
@@ -104,9 +140,9 @@ class ImagesService final : public images_v1::Images::Service {
     ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
     ASSIGN_OR_REPLY(const filters::Filter filter,
                     filters::Filter::Parse(request->filters()));
-    ASSIGN_OR_REPLY(std::vector<Image> all, core_.List(ns, filter));
-    for (Image& each : all) *response->add_images() = std::move(each);
-    return grpc::Status::OK;
+    return ReplyList<Image>(
+        [&](const Visitor<Image>& v) { return core_.List(ns, filter, v); },
+        [response] { return response->add_images(); });
   }
   grpc::Status Create(ServerContext* context,
                       const images_v1::CreateImageRequest* request,
@@ -174,10 +210,9 @@ class ContainersService final : public containers_v1::Containers::Service {
     ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
     ASSIGN_OR_REPLY(const filters::Filter filter,
                     filters::Filter::Parse(request->filters()));
-    return ToGrpc(core_.List(ns, filter, [response](Container& container) {
-      *response->add_containers() = std::move(container);
-      return true;
-    }));
+    return ReplyList<Container>(
+        [&](const Visitor<Container>& v) { return core_.List(ns, filter, v); },
+        [response] { return response->add_containers(); });
   }
   grpc::Status ListStream(
       ServerContext* context,
@@ -253,9 +288,9 @@ class LeasesService final : public leases_v1::Leases::Service {
     ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
     ASSIGN_OR_REPLY(const filters::Filter filter,
                     filters::Filter::Parse(request->filters()));
-    ASSIGN_OR_REPLY(std::vector<Lease> all, core_.List(ns, filter));
-    for (Lease& each : all) *response->add_leases() = std::move(each);
-    return grpc::Status::OK;
+    return ReplyList<Lease>(
+        [&](const Visitor<Lease>& v) { return core_.List(ns, filter, v); },
+        [response] { return response->add_leases(); });
   }
   grpc::Status AddResource(ServerContext* context,
                            const leases_v1::AddResourceRequest* request,
@@ -276,10 +311,11 @@ class LeasesService final : public leases_v1::Leases::Service {
       leases_v1::ListResourcesResponse* response) override {
     ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
     REPLY_IF_ERROR(CheckComponent(request->id(), "lease id"));
-    ASSIGN_OR_REPLY(std::vector<Resource> all,
-                    core_.ListResources(ns, request->id()));
-    for (Resource& each : all) *response->add_resources() = std::move(each);
-    return grpc::Status::OK;
+    return ReplyList<Resource>(
+        [&](const Visitor<Resource>& v) {
+          return core_.ListResources(ns, request->id(), v);
+        },
+        [response] { return response->add_resources(); });
   }
 
  private:
@@ -323,9 +359,9 @@ class SandboxService final : public sandbox_v1::Store::Service {
     ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
     ASSIGN_OR_REPLY(const filters::Filter filter,
                     filters::Filter::Parse(request->filters()));
-    ASSIGN_OR_REPLY(std::vector<Sandbox> all, core_.List(ns, filter));
-    for (Sandbox& each : all) *response->add_list() = std::move(each);
-    return grpc::Status::OK;
+    return ReplyList<Sandbox>(
+        [&](const Visitor<Sandbox>& v) { return core_.List(ns, filter, v); },
+        [response] { return response->add_list(); });
   }
   grpc::Status Get(ServerContext* context,
                    const sandbox_v1::StoreGetRequest* request,

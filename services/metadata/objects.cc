@@ -134,8 +134,8 @@ absl::Status Namespaces::Delete(const std::string& name) {
     }
     Batch batch;
     batch.Delete(key);
-    for (const char kind :
-         {kind::kLease, kind::kLeaseResource, kind::kIngest, kind::kSandbox}) {
+    for (const char kind : {kind::kLease, kind::kLeaseResource, kind::kIngest,
+                            kind::kSandbox, kind::kIndex, kind::kImageUse}) {
       RETURN_IF_ERROR(
           db.Scan(Prefix(kind, {name}),
                   [&batch](std::string_view record, std::string_view) {
@@ -228,20 +228,10 @@ absl::StatusOr<Image> Images::Get(const std::string& ns,
   return *std::move(image);
 }
 
-absl::StatusOr<std::vector<Image>> Images::List(
-    const std::string& ns, const filters::Filter& filter) const {
-  std::vector<Image> all;
-  RETURN_IF_ERROR(store_.Scan<Image>(
-      Prefix(kind::kImage, {ns}),
-      [&](const std::vector<std::string>&, Image& image) {
-        if (filter.Match([&image](const filters::FieldPath& path) {
-              return ImageField(image, path);
-            })) {
-          all.push_back(std::move(image));
-        }
-        return true;
-      }));
-  return all;
+absl::Status Images::List(const std::string& ns, const filters::Filter& filter,
+                          const Visitor<Image>& visitor) const {
+  return ListRecords<Image>(store_, kind::kImage, ns, filter, ImageField,
+                            visitor);
 }
 
 absl::StatusOr<Image> Images::Create(
@@ -403,18 +393,11 @@ absl::StatusOr<Container> Containers::Get(const std::string& ns,
   return *std::move(found);
 }
 
-absl::Status Containers::List(
-    const std::string& ns, const filters::Filter& filter,
-    const std::function<bool(Container&)>& visitor) const {
-  return store_.Scan<Container>(
-      Prefix(kind::kContainer, {ns}),
-      [&](const std::vector<std::string>&, Container& container) {
-        const bool wanted =
-            filter.Match([&container](const filters::FieldPath& path) {
-              return ContainerField(container, path);
-            });
-        return !wanted || visitor(container);
-      });
+absl::Status Containers::List(const std::string& ns,
+                              const filters::Filter& filter,
+                              const Visitor<Container>& visitor) const {
+  return ListRecords<Container>(store_, kind::kContainer, ns, filter,
+                                ContainerField, visitor);
 }
 
 absl::StatusOr<Container> Containers::Create(const std::string& ns,
@@ -618,20 +601,10 @@ absl::Status Leases::Delete(const std::string& ns, const std::string& id) {
   return txn.Commit();
 }
 
-absl::StatusOr<std::vector<Lease>> Leases::List(
-    const std::string& ns, const filters::Filter& filter) const {
-  std::vector<Lease> all;
-  RETURN_IF_ERROR(store_.Scan<Lease>(
-      Prefix(kind::kLease, {ns}),
-      [&](const std::vector<std::string>&, Lease& lease) {
-        if (filter.Match([&lease](const filters::FieldPath& path) {
-              return LeaseField(lease, path);
-            })) {
-          all.push_back(std::move(lease));
-        }
-        return true;
-      }));
-  return all;
+absl::Status Leases::List(const std::string& ns, const filters::Filter& filter,
+                          const Visitor<Lease>& visitor) const {
+  return ListRecords<Lease>(store_, kind::kLease, ns, filter, LeaseField,
+                            visitor);
 }
 
 absl::Status Leases::AddResource(const std::string& ns, const std::string& id,
@@ -658,23 +631,19 @@ absl::Status Leases::DeleteResource(const std::string& ns,
   return txn.Commit();
 }
 
-absl::StatusOr<std::vector<Resource>> Leases::ListResources(
-    const std::string& ns, const std::string& id) const {
+absl::Status Leases::ListResources(const std::string& ns, const std::string& id,
+                                   const Visitor<Resource>& visitor) const {
   ASSIGN_OR_RETURN(std::optional<Lease> lease,
                    store_.Get<Lease>(Key(kind::kLease, {ns, id})));
   if (!lease.has_value()) return NoLease(id);
-  std::vector<Resource> all;
-  RETURN_IF_ERROR(
-      store_.db().Scan(Prefix(kind::kLeaseResource, {ns, id}),
-                       [&all](std::string_view key, std::string_view) {
-                         const std::vector<std::string> parts = Split(key);
-                         Resource resource;
-                         resource.set_type(parts[2]);
-                         resource.set_id(parts[3]);
-                         all.push_back(std::move(resource));
-                         return true;
-                       }));
-  return all;
+  return store_.db().Scan(Prefix(kind::kLeaseResource, {ns, id}),
+                          [&visitor](std::string_view key, std::string_view) {
+                            const std::vector<std::string> parts = Split(key);
+                            Resource resource;
+                            resource.set_type(parts[2]);
+                            resource.set_id(parts[3]);
+                            return visitor(resource);
+                          });
 }
 
 // --- sandboxes ---
@@ -702,20 +671,11 @@ absl::StatusOr<Sandbox> Sandboxes::Get(const std::string& ns,
   return *std::move(found);
 }
 
-absl::StatusOr<std::vector<Sandbox>> Sandboxes::List(
-    const std::string& ns, const filters::Filter& filter) const {
-  std::vector<Sandbox> all;
-  RETURN_IF_ERROR(store_.Scan<Sandbox>(
-      Prefix(kind::kSandbox, {ns}),
-      [&](const std::vector<std::string>&, Sandbox& sandbox) {
-        if (filter.Match([&sandbox](const filters::FieldPath& path) {
-              return SandboxField(sandbox, path);
-            })) {
-          all.push_back(std::move(sandbox));
-        }
-        return true;
-      }));
-  return all;
+absl::Status Sandboxes::List(const std::string& ns,
+                             const filters::Filter& filter,
+                             const Visitor<Sandbox>& visitor) const {
+  return ListRecords<Sandbox>(store_, kind::kSandbox, ns, filter, SandboxField,
+                              visitor);
 }
 
 absl::StatusOr<Sandbox> Sandboxes::Create(const std::string& ns,

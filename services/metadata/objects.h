@@ -22,6 +22,7 @@
 #include "proto/containerd/services/leases/v1/leases.pb.h"
 #include "proto/containerd/services/namespaces/v1/namespaces.pb.h"
 #include "proto/containerd/types/sandbox.pb.h"
+#include "services/metadata/listing.h"
 #include "services/metadata/store.h"
 
 namespace bulkhead::metadata {
@@ -54,8 +55,9 @@ class Images {
   explicit Images(Store& store) : store_(store) {}
   absl::StatusOr<Image> Get(const std::string& ns,
                             const std::string& name) const;
-  absl::StatusOr<std::vector<Image>> List(const std::string& ns,
-                                          const filters::Filter& filter) const;
+  // Visits matching images in order of name (listing.h), as the others do.
+  absl::Status List(const std::string& ns, const filters::Filter& filter,
+                    const Visitor<Image>& visitor) const;
   // `epoch`: created_at and updated_at instead of now.
   absl::StatusOr<Image> Create(
       const std::string& ns, Image wanted, const std::string& lease,
@@ -78,9 +80,8 @@ class Containers {
   explicit Containers(Store& store) : store_(store) {}
   absl::StatusOr<Container> Get(const std::string& ns,
                                 const std::string& id) const;
-  // Visits matching containers in order of id; false stops.
   absl::Status List(const std::string& ns, const filters::Filter& filter,
-                    const std::function<bool(Container&)>& visitor) const;
+                    const Visitor<Container>& visitor) const;
   absl::StatusOr<Container> Create(const std::string& ns, Container wanted);
   absl::StatusOr<Container> Update(const std::string& ns,
                                    const Container& wanted, const Mask& mask);
@@ -96,14 +97,14 @@ class Leases {
   // An empty id is replaced with a generated one.
   absl::StatusOr<Lease> Create(const std::string& ns, Lease wanted);
   absl::Status Delete(const std::string& ns, const std::string& id);
-  absl::StatusOr<std::vector<Lease>> List(const std::string& ns,
-                                          const filters::Filter& filter) const;
+  absl::Status List(const std::string& ns, const filters::Filter& filter,
+                    const Visitor<Lease>& visitor) const;
   absl::Status AddResource(const std::string& ns, const std::string& id,
                            const Resource& resource);
   absl::Status DeleteResource(const std::string& ns, const std::string& id,
                               const Resource& resource);
-  absl::StatusOr<std::vector<Resource>> ListResources(
-      const std::string& ns, const std::string& id) const;
+  absl::Status ListResources(const std::string& ns, const std::string& id,
+                             const Visitor<Resource>& visitor) const;
 
  private:
   Store& store_;
@@ -114,8 +115,8 @@ class Sandboxes {
   explicit Sandboxes(Store& store) : store_(store) {}
   absl::StatusOr<Sandbox> Get(const std::string& ns,
                               const std::string& id) const;
-  absl::StatusOr<std::vector<Sandbox>> List(
-      const std::string& ns, const filters::Filter& filter) const;
+  absl::Status List(const std::string& ns, const filters::Filter& filter,
+                    const Visitor<Sandbox>& visitor) const;
   absl::StatusOr<Sandbox> Create(const std::string& ns, Sandbox wanted);
   absl::StatusOr<Sandbox> Update(const std::string& ns, const Sandbox& wanted,
                                  const Mask& fields);

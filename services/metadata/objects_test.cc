@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "lib/testing/temp_dir.h"
 #include "proto/containerd/events/task.pb.h"
 #include "services/metadata/util.h"
@@ -53,6 +55,19 @@ Container MakeContainer(const std::string& id) {
   container.mutable_spec()->set_type_url("types.containerd.io/x");
   container.mutable_spec()->set_value(std::string("{\0}", 3));
   return container;
+}
+
+// The names of the images in "ns" that match.
+std::vector<std::string> Names(const Images& core, const std::string& filter) {
+  std::vector<std::string> names;
+  const auto gather = [&names](Image& image) {
+    names.push_back(image.name());
+    return true;
+  };
+  EXPECT_TRUE(
+      core.List("ns", filters::Filter::ParseAll({filter}).value(), gather)
+          .ok());
+  return names;
 }
 
 TEST_F(ObjectsTest, Namespaces) {
@@ -116,13 +131,71 @@ TEST_F(ObjectsTest, Images) {
   EXPECT_EQ(core.Update("ns", change, {"name"}, "", {}).status(),
             absl::InvalidArgumentError("cannot update \"name\" field on image "
                                        "\"docker.io/library/a:1\""));
-  EXPECT_EQ(
-      core.List("ns", filters::Filter::ParseAll({"name~=library"}).value())
-          ->size(),
-      1u);
+  EXPECT_EQ(Names(core, "name~=library").size(), 1u);
   EXPECT_TRUE(absl::IsNotFound(
       core.Delete("ns", image.name(), "sha256:" + std::string(64, '2'), "")));
   EXPECT_TRUE(core.Delete("ns", image.name(), Digest1(), "").ok());
+}
+
+// The index changes nothing but the time: every listing is what a filter that
+// no index helps ("~=") finds.
+TEST_F(ObjectsTest, IndexFollowsEveryChange) {
+  Images core(*store_);
+  const std::string other = "sha256:" + std::string(64, '2');
+  for (int i = 0; i < 6; ++i) {
+    Image image = MakeImage("i" + std::to_string(i));
+    if (i % 2 == 0) (*image.mutable_labels())["a.b/c"] = "even";
+    if (i < 2) image.mutable_target()->set_digest(other);
+    (*image.mutable_labels())["containerd.io/gc.ref.content.0"] = other;
+    ASSERT_TRUE(core.Create("ns", image, "", {}).ok());
+  }
+  Image change = MakeImage("i0");
+  ASSERT_TRUE(core.Update("ns", change, {"labels"}, "", {}).ok());
+  ASSERT_TRUE(core.Update("ns", change, {"target"}, "", {}).ok());
+  ASSERT_TRUE(core.Delete("ns", "i4", "", "").ok());
+  change = MakeImage("i5");
+  (*change.mutable_labels())["a.b/c"] = "even";
+  ASSERT_TRUE(core.Update("ns", change, {"labels.a.b/c"}, "", {}).ok());
+  using List = std::vector<std::string>;
+  const std::string even = "labels.\"a.b/c\"==even";
+  EXPECT_EQ(Names(core, even), (List{"i2", "i5"}));
+  EXPECT_EQ(Names(core, "labels.\"a.b/c\"~=^even$"), (List{"i2", "i5"}));
+  EXPECT_EQ(Names(core, "target.digest==" + other), (List{"i1"}));
+  EXPECT_EQ(Names(core, "name==i2," + even), (List{"i2"}));
+  EXPECT_EQ(Names(core, "name==i3," + even), List());
+  EXPECT_EQ(Names(core, "name==nobody"), List());
+  EXPECT_EQ(Names(core, even + ",name!=i2"), (List{"i5"}));
+  EXPECT_EQ(Names(core, "labels.\"containerd.io/gc.ref.content.0\"==" + other),
+            (List{"i1", "i2", "i3", "i5"}));
+  List names;
+  const auto gather = [&names](Image& image) {
+    names.push_back(image.name());
+    return true;
+  };
+  const auto either =
+      filters::Filter::ParseAll({"name==i3", even, "target.digest==" + other})
+          .value();
+  ASSERT_TRUE(core.List("ns", either, gather).ok());
+  EXPECT_EQ(names, (List{"i1", "i2", "i3", "i5"}));
+  // Nothing is left in the index but what the records say.
+  std::set<std::string> wanted;
+  std::set<std::string> found;
+  ASSERT_TRUE(store_->db()
+                  .Scan(Prefix(kind::kImage, {}),
+                        [&](std::string_view key, std::string_view value) {
+                          wanted.merge(IndexEntries(key, value));
+                          return true;
+                        })
+                  .ok());
+  ASSERT_TRUE(store_->db()
+                  .Scan(Prefix(kind::kIndex, {}),
+                        [&](std::string_view key, std::string_view) {
+                          found.emplace(key);
+                          return true;
+                        })
+                  .ok());
+  EXPECT_EQ(found, wanted);
+  EXPECT_EQ(found.size(), 7u);
 }
 
 TEST_F(ObjectsTest, Containers) {
@@ -184,7 +257,12 @@ TEST_F(ObjectsTest, Leases) {
     resource.set_id(id);
     EXPECT_TRUE(core.AddResource("ns", named.id(), resource).ok());
   }
-  const auto all = core.ListResources("ns", named.id()).value();
+  std::vector<Resource> all;
+  const auto gather = [&all](Resource& one) {
+    all.push_back(one);
+    return true;
+  };
+  ASSERT_TRUE(core.ListResources("ns", named.id(), gather).ok());
   ASSERT_EQ(all.size(), 4u);
   EXPECT_EQ(all[0].type(), "content");
   EXPECT_EQ(all[3].type(), "snapshots/overlayfs");
@@ -192,7 +270,10 @@ TEST_F(ObjectsTest, Leases) {
   EXPECT_TRUE(core.DeleteResource("ns", named.id(), all[0]).ok());
   EXPECT_TRUE(core.Delete("ns", named.id()).ok());
   EXPECT_TRUE(absl::IsNotFound(core.Delete("ns", named.id())));
-  EXPECT_EQ(core.List("ns", filters::Filter())->size(), 1u);
+  int leases = 0;
+  const auto count = [&leases](Lease&) { return ++leases > 0; };
+  ASSERT_TRUE(core.List("ns", filters::Filter(), count).ok());
+  EXPECT_EQ(leases, 1);
 }
 
 TEST_F(ObjectsTest, Events) {

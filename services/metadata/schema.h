@@ -21,6 +21,10 @@
 //   w    snapshotter, backend key, ns, key
 //                                     empty: which snapshot names a backend key
 //   e    sequence, 16 hex digits      types.Envelope: the event log
+//   y    ns, kind, hash, id           empty: an index entry (index.h) of the
+//                                     image, container or blob `id`; hash is
+//                                     of a field and its value
+//   u    ns, name                     ImageUse: when an image was last in use
 //   z    a whole key                  the bytes of a record that does not parse
 //
 // The key of an object of the kinds i c x b g s is also its name in garbage
@@ -37,7 +41,8 @@
 
 namespace bulkhead::metadata {
 
-inline constexpr int kSchemaVersion = 1;
+// 2: has index entries (y).
+inline constexpr int kSchemaVersion = 2;
 
 namespace kind {
 inline constexpr char kVersion = 'v';
@@ -54,6 +59,8 @@ inline constexpr char kSnapshot = 's';
 inline constexpr char kSnapshotChild = 'k';
 inline constexpr char kSnapshotBackend = 'w';
 inline constexpr char kEvent = 'e';
+inline constexpr char kIndex = 'y';
+inline constexpr char kImageUse = 'u';
 inline constexpr char kDamaged = 'z';
 }  // namespace kind
 

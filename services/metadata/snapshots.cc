@@ -6,6 +6,7 @@
 #include "absl/strings/match.h"
 #include "lib/log/log.h"
 #include "proto/containerd/events/snapshot.pb.h"
+#include "services/metadata/parallel.h"
 
 namespace bulkhead::metadata {
 namespace {
@@ -14,6 +15,7 @@ namespace events = containerd::events;
 using snapshots_v1::Info;
 
 constexpr char kInheritedPrefix[] = "containerd.io/snapshot/";
+constexpr size_t kRemovalsAtOnce = 8;
 
 std::string RecordKey(const SnapshotCall& call, const std::string& key) {
   return Key(kind::kSnapshot, {call.ns, call.snapshotter, key});
@@ -462,30 +464,42 @@ absl::Status Snapshots::List(const SnapshotCall& call,
                              const filters::Filter& filter,
                              const std::function<bool(Info&)>& visitor) {
   ASSIGN_OR_RETURN(SnapshotBackend* const backend, Backend(call));
-  std::vector<std::pair<std::string, SnapshotRecord>> records;
-  RETURN_IF_ERROR(store_.Scan<SnapshotRecord>(
-      Prefix(kind::kSnapshot, {call.ns, call.snapshotter}),
-      [&records](const std::vector<std::string>& key, SnapshotRecord& record) {
-        records.emplace_back(key[2], std::move(record));
-        return true;
-      }));
-  if (records.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(
+      const bool any,
+      store_.Any(Prefix(kind::kSnapshot, {call.ns, call.snapshotter})));
+  if (!any) return absl::OkStatus();
+  // Of what the backend has, only what matters here: that it is there (by a
+  // hash of its key), and labels, which few have.
+  std::unordered_set<size_t> present;
   std::unordered_map<std::string, LabelMap> backend_labels;
-  RETURN_IF_ERROR(backend->List({}, [&backend_labels](const Info& info) {
-    backend_labels[info.name()] = info.labels();
-  }));
-  for (const auto& [key, record] : records) {
-    auto it = backend_labels.find(record.backend_key());
-    if (it == backend_labels.end()) continue;  // Removed meanwhile.
-    Info info = ToInfo(key, record, it->second);
-    if (!filter.Match([&info](const filters::FieldPath& path) {
-          return InfoField(info, path);
-        })) {
-      continue;
+  const auto gather = [&](const Info& info) {
+    present.insert(std::hash<std::string>()(info.name()));
+    LabelMap own;
+    for (const auto& [name, value] : info.labels()) {
+      if (name != kLabelSnapshotRef) own[name] = value;
     }
-    if (!visitor(info)) break;
-  }
-  return absl::OkStatus();
+    if (!own.empty()) backend_labels[info.name()] = std::move(own);
+  };
+  std::unique_ptr<Db::View> view = store_.db().TakeView();
+  RETURN_IF_ERROR(backend->List({}, gather));
+  return store_.Scan<SnapshotRecord>(
+      Prefix(kind::kSnapshot, {call.ns, call.snapshotter}),
+      [&](const std::vector<std::string>& key, SnapshotRecord& record) {
+        const std::string& backend_key = record.backend_key();
+        if (!present.contains(std::hash<std::string>()(backend_key))) {
+          return true;  // Removed meanwhile.
+        }
+        const auto labels = backend_labels.find(backend_key);
+        Info info = ToInfo(
+            key[2], record,
+            labels == backend_labels.end() ? LabelMap() : labels->second);
+        const bool wanted =
+            filter.Match([&info](const filters::FieldPath& path) {
+              return InfoField(info, path);
+            });
+        return !wanted || visitor(info);
+      },
+      view.get());
 }
 
 absl::StatusOr<snapshots_v1::UsageResponse> Snapshots::Usage(
@@ -518,33 +532,39 @@ absl::Status Snapshots::SweepBackend(const std::string& snapshotter) {
   for (const auto& [key, parent] : parents) {
     if (!children.contains(key)) leaves.push_back(key);
   }
+  // Several at a time: a snapshotter that syncs its records does so once for
+  // all that come at once.
   absl::Status first;
   bool removed = false;
   while (!leaves.empty()) {
-    const std::string key = std::move(leaves.back());
-    leaves.pop_back();
-    {
-      const KeyedLocks::Guard guard = backend_keys_.Lock({key});
-      ASSIGN_OR_RETURN(const bool used, named(key));
-      if (used) continue;
-      const absl::Status status = backend->Remove(key);
-      // Something below it that we were not told of: it stays for now.
-      if (absl::IsFailedPrecondition(status)) continue;
-      if (!status.ok() && !absl::IsNotFound(status)) {
+    std::vector<absl::Status> results(leaves.size());
+    InParallel(leaves.size(), kRemovalsAtOnce, [&](size_t i) {
+      const KeyedLocks::Guard guard = backend_keys_.Lock({leaves[i]});
+      const absl::StatusOr<bool> used = named(leaves[i]);
+      results[i] = !used.ok() ? used.status()
+                   : *used    ? absl::FailedPreconditionError("in use")
+                              : backend->Remove(leaves[i]);
+    });
+    std::vector<std::string> parents_free;
+    for (size_t i = 0; i < leaves.size(); ++i) {
+      // In use, or below something that we were not told of: stays for now.
+      if (absl::IsFailedPrecondition(results[i])) continue;
+      if (!results[i].ok() && !absl::IsNotFound(results[i])) {
         log::Warn("garbage not removed, will be tried again",
                   {{"snapshotter", snapshotter},
-                   {"snapshot", key},
-                   {"error", MessageOf(status)}});
-        first.Update(status);
+                   {"snapshot", leaves[i]},
+                   {"error", MessageOf(results[i])}});
+        first.Update(results[i]);
         continue;
       }
       removed = true;
+      const std::string& parent = parents[leaves[i]];
+      if (!parent.empty() && --children[parent] == 0 &&
+          parents.contains(parent)) {
+        parents_free.push_back(parent);
+      }
     }
-    const std::string& parent = parents[key];
-    if (!parent.empty() && --children[parent] == 0 &&
-        parents.contains(parent)) {
-      leaves.push_back(parent);
-    }
+    leaves = std::move(parents_free);
   }
   if (removed) {
     const absl::Status status = backend->Cleanup();

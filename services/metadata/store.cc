@@ -4,6 +4,7 @@
 #include "lib/log/log.h"
 #include "lib/stats/stats.h"
 #include "proto/containerd/services/namespaces/v1/namespaces.pb.h"
+#include "services/metadata/index.h"
 #include "services/metadata/util.h"
 
 namespace bulkhead::metadata {
@@ -60,6 +61,16 @@ absl::Status Store::SetAside(const std::string& key,
   Batch batch;
   batch.Put(Prefix(kind::kDamaged, {}) + key, bytes);
   batch.Delete(key);
+  const std::vector<std::string> parts = Split(key);
+  if (parts.size() == 2) {  // What it had in the index, nobody can tell.
+    RETURN_IF_ERROR(
+        db_->Scan(Prefix(kind::kIndex, {parts[0], key.substr(0, 1)}),
+                  [&](std::string_view entry, std::string_view) {
+                    if (IndexedRecord(entry) == key)
+                      batch.Delete(std::string(entry));
+                    return true;
+                  }));
+  }
   log::Error("damaged record set aside", {{"record", DescribeKey(key)}});
   static stats::Value* const damaged =
       stats::Counter("bulkhead_metadata_damaged_records_total");
@@ -194,6 +205,7 @@ absl::Status Txn::Commit() {
       if (value.has_value()) store_.noted_.push_back(key);
     }
   }
+  RETURN_IF_ERROR(AddIndexChanges(*store_.db_, &batch_));
   EventBus::Staged staged = store_.events_->Stage(std::move(events_), &batch_);
   const absl::Status written = store_.db_->Write(batch_, true);
   store_.events_->Finish(std::move(staged), written.ok());

@@ -41,6 +41,7 @@ class Store {
       : db_(std::move(db)), events_(events) {}
 
   Db& db() { return *db_; }
+  const Db& db() const { return *db_; }
   EventBus& events() { return *events_; }
   KeyedLocks& digests() { return digests_; }
 
