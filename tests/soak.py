@@ -9,6 +9,7 @@ import sys
 import time
 
 from tests import soak_pulls
+from tests.fuzz import run as fuzz
 from tests.harness import proc, suite
 from tests.integration import common, test_many, test_shim
 
@@ -91,6 +92,24 @@ def cycles(count):
     print("%d cycles within one shim: nothing left, %d s" % (count, time.monotonic() - began))
 
 
+def model_rounds(seconds, seed):
+    """Random operations on the metadata classes and on their model."""
+    target = "//services/metadata:model_test"
+    env = dict(os.environ, HOME=os.environ.get("HOME", "/root"))
+    subprocess.run(["bazel", "build", target], check=True, cwd=proc.TOP, env=env)
+    bin_dir = subprocess.run(["bazel", "info", "bazel-bin"], check=True, cwd=proc.TOP, env=env,
+                             capture_output=True, text=True).stdout.strip()
+    end, step = time.monotonic() + seconds, 5000
+    while time.monotonic() < end:
+        env.update(BULKHEAD_MODEL_SEQUENCES=str(step), BULKHEAD_MODEL_SEED=str(seed))
+        code = subprocess.run([os.path.join(bin_dir, "services/metadata/model_test")],
+                              env=env).returncode
+        if code != 0:
+            return code
+        seed = (seed + step) % (1 << 30)
+    return 0
+
+
 def main():
     parser = argparse.ArgumentParser(prog="sudo ./dev soak", description=__doc__)
     parser.add_argument("--seconds", type=int, default=600)
@@ -104,6 +123,11 @@ def main():
                         help="instead: each exit code and signal, with both daemons and shims")
     parser.add_argument("--cycles", type=int, metavar="N",
                         help="instead: N cycles of create, start, exec, kill and delete")
+    parser.add_argument("--fuzz", action="store_true",
+                        help="run each fuzz target for --seconds instead")
+    parser.add_argument("--model", action="store_true",
+                        help="run the metadata model test for --seconds instead")
+    parser.add_argument("--only", nargs="*", default=(), help="these fuzz targets")
     args = parser.parse_args()
     if args.cycles:
         return cycles(args.cycles)
@@ -113,10 +137,14 @@ def main():
         run_tests("test_every_exit_code", BULKHEAD_ALL_CODES="1")
     if args.many or args.codes:
         return
+    if args.fuzz:
+        return fuzz.run(args.seconds, args.only)
     print("seed %d" % args.seed)
     if args.large_pulls:
         soak_pulls.pull_kill_rounds(args.large_pulls, args.layer_mib, args.seed)
         return
+    if args.model:
+        return model_rounds(args.seconds, args.seed)
     rounds = kill_rounds(args.seconds, args.seed)
     print("%d rounds, nothing lost" % rounds)
 
