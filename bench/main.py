@@ -15,6 +15,7 @@ import time
 
 from bench import layers as layers_bench
 from bench import measure
+from bench import records as records_bench
 from bench import registries as registries_bench
 from bench import shims as shims_bench
 from bench import tasks as tasks_bench
@@ -208,7 +209,8 @@ def main():
     parser.add_argument("--pull-rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=400, metavar="MIB",
                         help="of the pulled image, unpacked")
-    parser.add_argument("--only", choices=("pull", "run", "layers", "registries", "shims", "tasks"))
+    parser.add_argument("--only", choices=("pull", "run", "layers", "registries", "shims",
+                                           "tasks", "records", "collect"))
     parser.add_argument("--cases", default=",".join(registries_bench.CASES),
                         help="of the registries [%(default)s]")
     parser.add_argument("--layer-size", type=int, default=1024, metavar="MIB",
@@ -243,6 +245,10 @@ def main():
                 tasks_bench.bench_tasks(report, sides, reg.host + "/busybox:1", args.rounds)
             if args.only in (None, "shims"):
                 shims_bench.bench_shims(report, args.rounds)
+            if args.only in (None, "records"):
+                records_bench.bench_records(report, records_bench.build(), sides, 3, 3)
+            if args.only == "collect":
+                records_bench.bench_collect(report, records_bench.build(), sides)
             if args.only in (None, "run"):
                 bench_run(report, reg, args.rounds)
     finally:

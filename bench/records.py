@@ -1,0 +1,77 @@
+"""Records and garbage collection, beside containerd, through the gateway.
+
+One client of our own (records_client.cc) makes the same calls to both. Both
+sides fsync every change; a busy disk slows both, so ratios are what counts.
+"""
+
+import os
+import subprocess
+import time
+
+from tests.harness import proc
+
+BLOBS, SNAPSHOTS = 5000, 2000  # Of the timed collection.
+MANY = 10000  # Of each, for the collection beside creates.
+
+
+def build():
+    """Builds the client; returns its path."""
+    options = ["--config=opt", "//bench:records_client"]
+    env = dict(os.environ, HOME=os.environ.get("HOME", "/root"))
+    subprocess.run(["bazel", "build"] + options, check=True, cwd=proc.TOP, env=env,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    bin_dir = subprocess.run(["bazel", "info", "--config=opt", "bazel-bin"], check=True, env=env,
+                             cwd=proc.TOP, capture_output=True, text=True).stdout.strip()
+    return os.path.join(bin_dir, "bench", "records_client")
+
+
+def call(client, side, ns, *command):
+    done = subprocess.run([client, side.daemon.address, ns] + [str(x) for x in command],
+                          capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit("bench: %s on %s: %s" % (command, side.daemon.name, done.stderr[-2000:]))
+    return [float(x) for x in done.stdout.split()]
+
+
+def bench_records(report, client, sides, rounds, seconds):
+    ours, theirs = sides()
+    with ours.daemon, theirs.daemon:
+        both = (ours, theirs)
+        creates = {1: ([], []), 16: ([], [])}
+        for n in range(rounds):
+            for clients, found in creates.items():
+                for i, side in enumerate(both):
+                    found[i].extend(call(client, side, "creates%d" % n, "creates", clients, seconds))
+        for clients, found in creates.items():
+            report.add("durable container creates, clients: %d" % clients, "/s", *found)
+        for count in (5000, 10000):
+            found = ([], [])
+            for n in range(rounds):
+                for i, side in enumerate(both):
+                    found[i].extend(call(client, side, "list", "list", count, 3))
+            report.add("Images.List of %d" % count, "ms", *found)
+    bench_collect(report, client, sides)
+
+
+def bench_collect(report, client, sides):
+    """In fresh suites: nothing but the garbage is there."""
+    ours, theirs = sides()
+    with ours.daemon, theirs.daemon:
+        took = ([], [])
+        for i, side in enumerate((ours, theirs)):
+            call(client, side, "gc", "fill", BLOBS, SNAPSHOTS)
+            time.sleep(1)
+            took[i].extend(call(client, side, "gc", "collect"))
+        report.add("collection of %d blobs, %d snapshots" % (BLOBS, SNAPSHOTS), "s", *took)
+        longest, median, took = ([], []), ([], []), ([], [])
+        for i, side in enumerate((ours, theirs)):
+            call(client, side, "beside", "fill", MANY, MANY)
+            time.sleep(1)
+            found = call(client, side, "beside", "collect-beside")
+            longest[i].append(found[0])
+            median[i].append(found[1])
+            took[i].append(found[3])
+        what = "collection of %d of each beside creates" % MANY
+        report.add(what, "s", *took)
+        report.add(what + ": longest create", "ms", *longest)
+        report.add(what + ": median create", "ms", *median)
