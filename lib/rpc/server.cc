@@ -164,8 +164,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
   builder.SetSyncServerOption(
       grpc::ServerBuilder::SyncServerOption::MIN_POLLERS, 1);
   builder.SetSyncServerOption(
-      grpc::ServerBuilder::SyncServerOption::MAX_POLLERS,
-      kIdleThreadsMax);
+      grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, kIdleThreadsMax);
   // Clients may ping as often as they like: they are on this machine.
   builder.AddChannelArgument(
       GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 0);
