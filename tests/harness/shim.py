@@ -180,6 +180,15 @@ class Events:
         self.listener.close()
 
 
+def gone(pid):
+    """It has ended; whoever inherited it may not have noticed yet."""
+    try:
+        with open("/proc/%d/stat" % pid) as f:
+            return f.read().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 def rootfs(path):
     """A root file system of one busybox."""
     for name in ("bin", "proc", "dev", "sys", "tmp", "etc"):
@@ -312,4 +321,4 @@ class Task:
             except (Refused, ConnectionError):
                 pass
         self.client.close()
-        proc.wait_for(lambda: not os.path.exists("/proc/%d" % pid) or pid == 0, "the shim to end")
+        proc.wait_for(lambda: pid == 0 or gone(pid), "the shim to end")

@@ -14,7 +14,7 @@ import unittest
 from tests.harness import proc, shim
 
 # More for a long look: BULKHEAD_CYCLES=2000, or ./dev soak --cycles.
-CYCLES = int(os.environ.get("BULKHEAD_CYCLES", "60"))
+CYCLES = int(os.environ.get("BULKHEAD_CYCLES", "40"))
 
 # runc for a shim that must not need one: writes down how it was called, and
 # plays a container that sleeps.
@@ -187,7 +187,7 @@ class Bootstrap(Case):
         self.addCleanup(task.client.close)
         pid = task.shim_pid()
         os.kill(pid, signal.SIGKILL)
-        proc.wait_for(lambda: not os.path.exists("/proc/%d" % pid), "its end")
+        proc.wait_for(lambda: shim.gone(pid), "its end")
         self.assertTrue(os.path.exists(task.path))  # A killed shim leaves it.
         task = bench.start("twice")
         self.addCleanup(task.end)
@@ -329,7 +329,7 @@ class Tasks(Case):
         os.kill(pid, signal.SIGUSR1)  # Tells its state, and lives.
         self.assertEqual(1, task.call("State").number(4))
         os.kill(pid, signal.SIGTERM)
-        proc.wait_for(lambda: not os.path.exists("/proc/%d" % pid), "its end")
+        proc.wait_for(lambda: shim.gone(pid), "its end")
         self.assertIn("/tasks/create", self.told(task))
         self.assertFalse(os.path.exists(task.path))
         code, out = bench.command(task.bundle, "-namespace", "bht", "-id", task.name, "-bundle",
@@ -511,15 +511,15 @@ class Pods(Case):
     """The sandbox service."""
 
     def setUp(self):
-        self.id = "%s-pod-%d" % (bench.name, bench.count)
+        self.pod_id = "%s-pod-%d" % (bench.name, bench.count)
         bench.count += 1
-        self.bundle = bench.bundle(self.id)
-        code, out = bench.command(self.bundle, "-namespace", "bht", "-id", self.id, "-address",
+        self.bundle = bench.bundle(self.pod_id)
+        code, out = bench.command(self.bundle, "-namespace", "bht", "-id", self.pod_id, "-address",
                                   "/nowhere", "start")
         self.assertEqual(0, code, out)
         self.path = out.decode()[len("unix://"):]
         self.client = shim.Client(self.path)
-        self.shim_pid = self.client("Connect", {1: self.id}).number(1)
+        self.shim_pid = self.client("Connect", {1: self.pod_id}).number(1)
         self.addCleanup(self.end)
 
     def end(self):
@@ -527,11 +527,11 @@ class Pods(Case):
             os.kill(self.shim_pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        proc.wait_for(lambda: not os.path.exists("/proc/%d" % self.shim_pid), "the shim's end")
+        proc.wait_for(lambda: shim.gone(self.shim_pid), "the shim's end")
         self.client.close()
 
     def call(self, method, fields=None):
-        return self.client(method, {1: self.id, **(fields or {})}, shim.SANDBOX)
+        return self.client(method, {1: self.pod_id, **(fields or {})}, shim.SANDBOX)
 
     def config(self, pid=1, ipc=0, network=0, hostname="podhost", sysctls=(), **linux):
         linux = {2: {1: {1: network, 2: pid, 3: ipc}},
@@ -561,20 +561,20 @@ class Pods(Case):
 
     def test_life(self):
         netns = self.netns()
-        self.refused(5, "sandbox " + self.id, self.call, "SandboxStatus")
+        self.refused(5, "sandbox " + self.pod_id, self.call, "SandboxStatus")
         platform = self.call("Platform").message(1)
         self.assertEqual("linux", platform.text(1))
         self.assertIn(platform.text(2), ("amd64", "arm64"))
         self.call("CreateSandbox", {2: self.bundle, 5: netns, **self.config(
             sysctls=(("net.ipv4.ip_forward", "1"), ("kernel.shm_rmid_forced", "1")))})
-        self.refused(6, "sandbox " + self.id, self.call, "CreateSandbox")
+        self.refused(6, "sandbox " + self.pod_id, self.call, "CreateSandbox")
         self.assertEqual("SANDBOX_NOTREADY", self.call("SandboxStatus").text(3))
         started = self.call("StartSandbox")
         pod_pid = started.number(1)
         self.assertGreater(started.message(2).number(1), 0)
-        self.refused(9, "sandbox %s was started already" % self.id, self.call, "StartSandbox")
+        self.refused(9, "sandbox %s was started already" % self.pod_id, self.call, "StartSandbox")
         status = self.call("SandboxStatus", {2: 1})
-        self.assertEqual((self.id, pod_pid, "SANDBOX_READY"),
+        self.assertEqual((self.pod_id, pod_pid, "SANDBOX_READY"),
                          (status.text(1), status.number(2), status.text(3)))
         self.assertEqual({}, self.call("PingSandbox"))
         # Its namespaces: the network that was given, ipc and uts of its own.
@@ -582,12 +582,12 @@ class Pods(Case):
         for kind in ("ipc", "uts", "mnt"):
             self.assertNotEqual(self.namespace(os.getpid(), kind), self.namespace(pod_pid, kind))
         self.assertEqual(self.namespace(os.getpid(), "pid"), self.namespace(pod_pid, "pid"))
-        waiting = self.client.send("WaitSandbox", {1: self.id}, shim.SANDBOX)
+        waiting = self.client.send("WaitSandbox", {1: self.pod_id}, shim.SANDBOX)
 
         # Containers come and go; the shim and the pod stay.
-        log = os.path.join(bench.dir, self.id + ".log")
+        log = os.path.join(bench.dir, self.pod_id + ".log")
         for i in range(2):
-            one = self.member("%s-%d" % (self.id, i), pod_pid, "sh", "-c",
+            one = self.member("%s-%d" % (self.pod_id, i), pod_pid, "sh", "-c",
                               "hostname; cat /proc/sys/net/ipv4/ip_forward "
                               "/proc/sys/kernel/shm_rmid_forced; sleep 1000")
             one.create(out="file://" + log)
@@ -604,7 +604,7 @@ class Pods(Case):
             self.assertEqual("podhost\n1\n1\n" * 2, f.read())
 
         # Stop ends what still runs; Shutdown wants it to be deleted first.
-        one = self.member(self.id + "-last", pod_pid, "sleep", "1000")
+        one = self.member(self.pod_id + "-last", pod_pid, "sleep", "1000")
         one.create()
         one.call("Start")
         self.assertIn(one.name, self.call("SandboxStatus", {2: 1})[4][3].decode())
@@ -617,11 +617,11 @@ class Pods(Case):
         self.assertGreater(status.message(6).number(1), 0)
         self.assertFalse(os.path.exists("/proc/%d" % pod_pid))
         self.assertEqual(137, one.call("Wait").number(1))
-        self.refused(9, "sandbox %s still has containers: %s" % (self.id, one.name),
+        self.refused(9, "sandbox %s still has containers: %s" % (self.pod_id, one.name),
                      self.call, "ShutdownSandbox")
         one.call("Delete")
         self.call("ShutdownSandbox")
-        proc.wait_for(lambda: not os.path.exists("/proc/%d" % self.shim_pid), "the shim's end")
+        proc.wait_for(lambda: shim.gone(self.shim_pid), "the shim's end")
         self.assertFalse(os.path.exists(self.path))
 
     def test_shared_pid_namespace(self):
@@ -630,7 +630,7 @@ class Pods(Case):
         self.assertEqual(self.namespace(os.getpid(), "net"), self.namespace(pod_pid, "net"))
         self.assertEqual(self.namespace(os.getpid(), "uts"), self.namespace(pod_pid, "uts"))
         self.assertNotEqual(self.namespace(os.getpid(), "pid"), self.namespace(pod_pid, "pid"))
-        log = os.path.join(bench.dir, self.id + ".log")
+        log = os.path.join(bench.dir, self.pod_id + ".log")
         spec = bench.spec(
             "sh", "-c", "cat /proc/1/comm; grep -E '^(Uid|CapEff|CapBnd|NoNewPrivs)' "
             "/proc/1/status; ls /proc/1/root; (sleep 0.1 &); echo end",
@@ -638,7 +638,7 @@ class Pods(Case):
                                   {"type": "pid", "path": "/proc/%d/ns/pid" % pod_pid}]},
             process={"capabilities": {k: ["CAP_SYS_PTRACE"] for k in (
                 "bounding", "effective", "permitted")}})
-        name = self.id + "-c"
+        name = self.pod_id + "-c"
         one = shim.Task(bench, name, bench.bundle(name, spec), self.path)
         self.assertEqual(0, one.run("file://" + log, "file://" + log))
         with open(log) as f:
@@ -663,9 +663,8 @@ class Pods(Case):
         self.call("CreateSandbox", self.config())
         pod_pid = self.call("StartSandbox").number(1)
         os.kill(self.shim_pid, signal.SIGKILL)
-        proc.wait_for(lambda: not os.path.exists("/proc/%d" % pod_pid) or
-                      read("/proc/%d/stat" % pod_pid).split()[2] == "Z", "its end")
-        code, out = bench.command(self.bundle, "-namespace", "bht", "-id", self.id, "-bundle",
+        proc.wait_for(lambda: shim.gone(pod_pid), "its end")
+        code, out = bench.command(self.bundle, "-namespace", "bht", "-id", self.pod_id, "-bundle",
                                   self.bundle, "delete")
         self.assertEqual(0, code, out)
         self.assertFalse(os.path.exists(self.path))
@@ -673,7 +672,7 @@ class Pods(Case):
     def test_the_pods_end_is_told(self):
         self.call("CreateSandbox", self.config())
         pod_pid = self.call("StartSandbox").number(1)
-        waiting = self.client.send("WaitSandbox", {1: self.id}, shim.SANDBOX)
+        waiting = self.client.send("WaitSandbox", {1: self.pod_id}, shim.SANDBOX)
         os.kill(pod_pid, signal.SIGKILL)
         exited = self.client.receive(waiting)
         self.assertEqual(137, exited.number(1))
@@ -683,13 +682,13 @@ class Pods(Case):
     def test_metrics(self):
         base = "/sys/fs/cgroup/memory" if os.path.isdir("/sys/fs/cgroup/memory") else \
             "/sys/fs/cgroup"
-        parent = os.path.join(base, self.id)
+        parent = os.path.join(base, self.pod_id)
         os.mkdir(parent)
         self.addCleanup(os.rmdir, parent)
         self.call("CreateSandbox", {
-            4: {1: "runtime.v1.PodSandboxConfig", 2: {8: {1: "/" + self.id}}}})
+            4: {1: "runtime.v1.PodSandboxConfig", 2: {8: {1: "/" + self.pod_id}}}})
         metric = self.call("SandboxMetrics").message(1)
-        self.assertEqual(self.id, metric.text(2))
+        self.assertEqual(self.pod_id, metric.text(2))
         self.assertIn("io.containerd.cgroups.", metric.message(3).text(1))
 
     def test_refusals(self):
