@@ -17,6 +17,7 @@
 #include "cli/names.h"
 #include "cli/progress.h"
 #include "cli/pull.h"
+#include "cli/remedy.h"
 #include "cli/rootfs_view.h"
 #include "cli/terminal.h"
 #include "lib/testing/temp_dir.h"
@@ -120,6 +121,7 @@ TEST(Progress, LinesAndNews) {
   ASSERT_EQ(lines.size(), 2u);
   EXPECT_THAT(lines[0], HasSubstr("60B/100B"));
   EXPECT_THAT(lines[0], HasSubstr("=>"));
+  EXPECT_THAT(lines[0], HasSubstr(" 5B/s"));  // Since it began with 50.
   EXPECT_THAT(lines[1], HasSubstr("30B/s"));
   progress.Update("extracted", layer, 0, 0, start + absl::Seconds(3));
   EXPECT_THAT(progress.Lines(40, start + absl::Seconds(4))[0],
@@ -127,6 +129,38 @@ TEST(Progress, LinesAndNews) {
   EXPECT_THAT(progress.News(), ElementsAre("layer 0123456789ab: done"));
   progress.Update("evil\x1b[2J", layer, 0, 0, start);
   EXPECT_THAT(progress.Lines(80, start)[0], Not(HasSubstr("\x1b")));
+}
+
+TEST(Remedies, FitTheCause) {
+  const oci::Reference reference =
+      oci::ParseNormalized("r.example/app:1").value();
+  const auto remedy = [&](const absl::Status& status) {
+    return Remedy(status, reference);
+  };
+  EXPECT_THAT(remedy(absl::UnauthenticatedError("x")),
+              HasSubstr("bulkhead login r.example"));
+  EXPECT_THAT(remedy(absl::PermissionDeniedError("HTTP 403")),
+              HasSubstr("no right"));
+  EXPECT_THAT(remedy(absl::NotFoundError("image x in its registry")),
+              HasSubstr("spelling of r.example/app:1"));
+  EXPECT_THAT(remedy(absl::NotFoundError("no match for platform linux/s390x")),
+              HasSubstr("manifest inspect"));
+  EXPECT_THAT(remedy(absl::UnknownError("Could not resolve host: r.example")),
+              HasSubstr("DNS"));
+  EXPECT_THAT(remedy(absl::UnknownError("SSL certificate problem: unable ...")),
+              HasSubstr("hosts.toml"));
+  EXPECT_THAT(remedy(absl::UnknownError("Failed to connect to r.example")),
+              HasSubstr("port"));
+  EXPECT_THAT(remedy(absl::DataLossError("wrong digest")),
+              HasSubstr("nothing was kept"));
+  EXPECT_EQ("", remedy(absl::OkStatus()));
+  EXPECT_EQ("", remedy(absl::PermissionDeniedError(
+                    "image x is refused by policy 'p': none")));
+  EXPECT_EQ("", remedy(absl::InternalError("?")));
+  const absl::Status with =
+      WithRemedy(absl::NotFoundError("image x"), reference);
+  EXPECT_TRUE(absl::IsNotFound(with));
+  EXPECT_THAT(std::string(with.message()), HasSubstr("image x — check"));
 }
 
 TEST(Credentials, FromDockersConfig) {

@@ -187,12 +187,14 @@ int RemoveImages(Session& session, const std::vector<std::string>& names,
 
 }  // namespace
 
-void AddImageCommands(Command& root) {
+void DeclarePull(Command& parent) {
   auto pull = std::make_shared<PullOptions>();
   auto no_unpack = std::make_shared<bool>(false);
   pull->snapshotter.clear();
-  root.Sub("pull", "Pull an image from a registry and unpack it")
+  parent.Sub("pull", "Pull an image from a registry and unpack it")
       .Flag("-q,--quiet", &pull->quiet, "Print only the digest")
+      .Flag("--explain", &pull->explain,
+            "Tell each request, its login, its answer, what is tried next")
       .Flag("--plain-http", &pull->plain_http, "Without TLS")
       .Option("--platform", &pull->platform, "Platform [this machine's]",
               "OS/ARCH[/VARIANT]")
@@ -212,9 +214,11 @@ void AddImageCommands(Command& root) {
         pull->unpack = !*no_unpack;
         return Pull(session, *pull);
       });
+}
 
+void DeclareImages(Command& parent, const std::string& name) {
   auto list = std::make_shared<ImagesOptions>();
-  root.Sub("images", "List images")
+  parent.Sub(name, "List images")
       .Flag("-q,--quiet", &list->quiet, "Only ids")
       .Flag("-a,--all", &list->all, "For Docker's habits; all are shown anyway")
       .Flag("--no-trunc", &list->no_trunc, "Whole ids")
@@ -227,9 +231,11 @@ void AddImageCommands(Command& root) {
           "  bulkhead images\n"
           "  bulkhead images --format '{{.Repository}}:{{.Tag}}'")
       .Does([list](Session& session) { return Images(session, *list); });
+}
 
+void DeclareTag(Command& parent) {
   auto tag = std::make_shared<std::pair<std::string, std::string>>();
-  root.Sub("tag", "Give an image another name")
+  parent.Sub("tag", "Give an image another name")
       .Argument("IMAGE", &tag->first, "An image")
       .Argument("NAME", &tag->second, "Its new name")
       .Complete(Completes::kImages)
@@ -237,14 +243,16 @@ void AddImageCommands(Command& root) {
       .Does([tag](Session& session) {
         return Tag(session, tag->first, tag->second);
       });
+}
 
+void DeclareRemoveImages(Command& parent, const std::string& name) {
   struct RemoveOptions {
     std::vector<std::string> names;
     bool force = false;
     bool sync = false;
   };
   auto remove = std::make_shared<RemoveOptions>();
-  root.Sub("rmi", "Remove images")
+  parent.Sub(name, "Remove images")
       .Flag("-f,--force", &remove->force, "Even if a container uses it")
       .Flag("--sync", &remove->sync, "Wait until the space is free")
       .Arguments("IMAGE", &remove->names, "Names or digests")
@@ -254,6 +262,13 @@ void AddImageCommands(Command& root) {
         return RemoveImages(session, remove->names, remove->force,
                             remove->sync);
       });
+}
+
+void AddImageCommands(Command& root) {
+  DeclarePull(root);
+  DeclareImages(root, "images");
+  DeclareTag(root);
+  DeclareRemoveImages(root, "rmi");
 }
 
 }  // namespace bulkhead::cli

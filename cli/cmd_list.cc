@@ -354,27 +354,34 @@ std::string RenderDocument(const std::string& shape, const json& document) {
 }
 
 int Inspect(Session& session, const std::vector<std::string>& names,
-            const std::string& format) {
+            const std::string& format, const std::string& type) {
+  if (!type.empty() && type != "container" && type != "image") {
+    return Report(absl::InvalidArgumentError("--type: 'container' or 'image'"),
+                  kExitUsage);
+  }
   Client& client = session.client();
   json found = json::array();
   int code = kExitOk;
   for (const std::string& name : names) {
     absl::StatusOr<json> document = absl::NotFoundError("");
     const absl::StatusOr<ContainerRecord> container =
-        FindContainer(client, name);
+        type == "image" ? absl::NotFoundError("") : FindContainer(client, name);
     if (container.ok()) {
       document = InspectContainer(client, *container);
     } else if (!absl::IsNotFound(container.status())) {
       document = container.status();
     } else {
-      const absl::StatusOr<ImageRecord> image = FindImage(client, name);
+      const absl::StatusOr<ImageRecord> image = type == "container"
+                                                    ? absl::NotFoundError("")
+                                                    : FindImage(client, name);
       if (image.ok()) {
         document = InspectImage(client, *image);
       } else if (!absl::IsNotFound(image.status())) {
         document = image.status();
       } else {
         document = absl::NotFoundError(
-            absl::StrCat("No such container or image: ", name));
+            absl::StrCat("No such ", type.empty() ? "container or image" : type,
+                         ": ", name));
       }
     }
     if (document.ok()) {
@@ -458,6 +465,36 @@ int Logs(Session& session, const LogsOptions& options) {
 
 }  // namespace
 
+void DeclareInspect(Command& parent, Completes completes,
+                    const std::string& type) {
+  struct InspectOptions {
+    std::vector<std::string> names;
+    std::string format;
+    std::string type;
+  };
+  auto options = std::make_shared<InspectOptions>();
+  options->type = type;
+  Command command = parent.Sub(
+      "inspect",
+      absl::StrCat("Show everything about ",
+                   type.empty() ? "containers or images" : type + "s",
+                   ", as JSON"));
+  if (type.empty()) {
+    command.Option("--type", &options->type, "container or image", "TYPE");
+  }
+  command
+      .Option("-f,--format", &options->format, "json, or a template", "FORMAT")
+      .Arguments("NAME", &options->names, "Names, ids or digests")
+      .Complete(completes)
+      .Examples(type == "image"
+                    ? "  bulkhead image inspect -f '{{.Platform}}' debian:12"
+                    : "  bulkhead inspect web\n"
+                      "  bulkhead inspect -f '{{.State.Pid}}' web")
+      .Does([options](Session& session) {
+        return Inspect(session, options->names, options->format, options->type);
+      });
+}
+
 void AddListCommands(Command& root) {
   auto ps = std::make_shared<PsOptions>();
   root.Sub("ps", "List containers")
@@ -473,19 +510,7 @@ void AddListCommands(Command& root) {
           "  bulkhead ps --format '{{.Names}}: {{.Status}}'")
       .Does([ps](Session& session) { return Ps(session, *ps); });
 
-  auto inspected =
-      std::make_shared<std::pair<std::vector<std::string>, std::string>>();
-  root.Sub("inspect", "Show everything about containers or images, as JSON")
-      .Option("-f,--format", &inspected->second, "json, or a template",
-              "FORMAT")
-      .Arguments("NAME", &inspected->first, "Containers or images")
-      .Complete(Completes::kContainers)
-      .Examples(
-          "  bulkhead inspect web\n"
-          "  bulkhead inspect -f '{{.State.Pid}}' web")
-      .Does([inspected](Session& session) {
-        return Inspect(session, inspected->first, inspected->second);
-      });
+  DeclareInspect(root, Completes::kContainers, "");
 
   auto logs = std::make_shared<LogsOptions>();
   root.Sub("logs", "Show what a container printed")

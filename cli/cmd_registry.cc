@@ -227,12 +227,26 @@ int Load(Session& session, LoadFlags& flags) {
   return kExitOk;
 }
 
-int ManifestInspect(Session& session, const std::string& name) {
+int ManifestInspect(Session& session, const PullOptions& options) {
   Client& client = session.client();
-  const absl::StatusOr<ImageRecord> image = FindImage(client, name);
-  if (!image.ok()) return Report(image.status());
-  const absl::StatusOr<std::string> text =
-      ReadBlob(client, image->target().digest());
+  const absl::StatusOr<ImageRecord> image =
+      FindImage(client, options.reference);
+  std::unique_ptr<ScopedLease> lease;
+  std::string digest;
+  if (image.ok()) {
+    digest = image->target().digest();
+  } else if (absl::IsNotFound(image.status())) {
+    absl::StatusOr<std::unique_ptr<ScopedLease>> held =
+        ScopedLease::Create(client);
+    if (!held.ok()) return Report(held.status());
+    lease = *std::move(held);
+    absl::StatusOr<std::string> fetched = FetchManifest(client, options);
+    if (!fetched.ok()) return Report(fetched.status());
+    digest = *std::move(fetched);
+  } else {
+    return Report(image.status());
+  }
+  const absl::StatusOr<std::string> text = ReadBlob(client, digest);
   if (!text.ok()) return Report(text.status());
   const auto json = nlohmann::ordered_json::parse(*text, nullptr, false);
   if (json.is_discarded()) {
@@ -272,9 +286,35 @@ void AddRegistryCommands(Command& root) {
       .Examples("  bulkhead logout registry.example")
       .Does([logout](Session&) { return Logout(*logout); });
 
+  DeclarePush(root);
+  DeclareSave(root);
+  DeclareLoad(root);
+
+  auto inspected = std::make_shared<PullOptions>();
+  root.Sub("manifest", "Look at manifests")
+      .Sub("inspect", "Print the manifest or index of an image")
+      .Flag("--explain", &inspected->explain, "Tell each request")
+      .Flag("--plain-http,--insecure", &inspected->plain_http, "Without TLS")
+      .Option("-u,--user", &inspected->user,
+              "Credentials [~/.docker/config.json]", "USER:PASSWORD")
+      .Option("--hosts-dir", &inspected->hosts_dir,
+              "Folder with hosts.toml files [the server's]", "DIR")
+      .Argument("IMAGE", &inspected->reference, "Name or digest")
+      .Complete(Completes::kImages)
+      .Examples(
+          "  bulkhead manifest inspect debian:12\n\n"
+          "One that is not here is read from its registry.")
+      .Does([inspected](Session& session) {
+        return ManifestInspect(session, *inspected);
+      });
+}
+
+void DeclarePush(Command& parent) {
   auto push = std::make_shared<std::pair<PushOptions, std::string>>();
-  root.Sub("push", "Push an image to a registry")
+  parent.Sub("push", "Push an image to a registry")
       .Flag("-q,--quiet", &push->first.quiet, "No progress")
+      .Flag("--explain", &push->first.explain,
+            "Tell each request, its login, its answer, what is tried next")
       .Flag("--plain-http", &push->first.plain_http, "Without TLS")
       .Option("--platform", &push->first.platform,
               "Only this platform [what is here]", "OS/ARCH[/VARIANT]")
@@ -291,9 +331,11 @@ void AddRegistryCommands(Command& root) {
       .Does([push](Session& session) {
         return Push(session, push->first, push->second);
       });
+}
 
+void DeclareSave(Command& parent) {
   auto save = std::make_shared<SaveFlags>();
-  root.Sub("save", "Write images to an archive")
+  parent.Sub("save", "Write images to an archive")
       .Option("-o,--output", &save->output, "File [standard output]", "FILE")
       .Option("--platform", &save->save.platform, "Platform [this machine's]",
               "OS/ARCH[/VARIANT]")
@@ -305,10 +347,12 @@ void AddRegistryCommands(Command& root) {
           "  bulkhead save app:1 | ssh there bulkhead load\n\n"
           "The archive is an OCI layout that `docker load` reads, too.")
       .Does([save](Session& session) { return Save(session, *save); });
+}
 
+void DeclareLoad(Command& parent) {
   auto load = std::make_shared<LoadFlags>();
   load->load.snapshotter.clear();
-  root.Sub("load", "Read images from an archive")
+  parent.Sub("load", "Read images from an archive")
       .Option("-i,--input", &load->input, "File [standard input]", "FILE")
       .Option("--platform", &load->load.platform,
               "Platform to unpack [this machine's]", "OS/ARCH[/VARIANT]")
@@ -324,16 +368,6 @@ void AddRegistryCommands(Command& root) {
           "  bulkhead load -i app.tar\n"
           "  docker save app | bulkhead load")
       .Does([load](Session& session) { return Load(session, *load); });
-
-  auto inspected = std::make_shared<std::string>();
-  root.Sub("manifest", "Look at manifests")
-      .Sub("inspect", "Print the manifest or index of an image")
-      .Argument("IMAGE", inspected.get(), "Name or digest")
-      .Complete(Completes::kImages)
-      .Examples("  bulkhead manifest inspect debian:12")
-      .Does([inspected](Session& session) {
-        return ManifestInspect(session, *inspected);
-      });
 }
 
 }  // namespace bulkhead::cli

@@ -24,6 +24,20 @@ void AddSystemCommands(Command& root);     // events info version namespace ...
 struct RunOptions;
 void DeclareRunFlags(Command& command, RunOptions* options);
 
+void AddImageGroup(Command& root);  // history, image ls pull prune ...
+
+// Commands that are there twice, as `rmi` and `image rm`.
+void DeclarePull(Command& parent);
+void DeclareImages(Command& parent, const std::string& name);
+void DeclareTag(Command& parent);
+void DeclareRemoveImages(Command& parent, const std::string& name);
+void DeclarePush(Command& parent);
+void DeclareSave(Command& parent);
+void DeclareLoad(Command& parent);
+// `type`: "container", "image" or "" for both.
+void DeclareInspect(Command& parent, Completes completes,
+                    const std::string& type);
+
 absl::StatusOr<std::vector<std::string>> ListNamespaceNames(Client& client);
 
 }  // namespace bulkhead::cli

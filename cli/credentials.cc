@@ -243,10 +243,15 @@ absl::StatusOr<Credentials> FindCredentials(const std::string& config_path,
   const std::string text = config.dump();
   const std::string helper = HelperFor(text, host);
   if (!helper.empty()) {
-    ASSIGN_OR_RETURN(const Credentials found, AskHelper(helper, host));
-    if (!found.empty()) return found;
+    ASSIGN_OR_RETURN(Credentials found, AskHelper(helper, host));
+    if (!found.empty()) {
+      found.source = "docker-credential-" + helper;
+      return found;
+    }
   }
-  return CredentialsFrom(text, host);
+  Credentials found = CredentialsFrom(text, host);
+  found.source = config_path;
+  return found;
 }
 
 absl::StatusOr<std::string> SaveCredentials(const std::string& config_path,

@@ -15,6 +15,7 @@ inline constexpr char kTokenUser[] = "<token>";
 struct Credentials {
   std::string user;
   std::string secret;
+  std::string source;  // Where they were found, for people; may be empty.
 
   bool empty() const { return secret.empty(); }
 };

@@ -25,6 +25,7 @@ void Declare(Command& root) {
   AddRunCommands(root);
   AddImageCommands(root);
   AddRegistryCommands(root);
+  AddImageGroup(root);
   AddContainerCommands(root);
   AddVolumeCommands(root);
   AddListCommands(root);

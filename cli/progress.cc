@@ -13,6 +13,7 @@ namespace {
 constexpr size_t kDigestDigits = 12;
 constexpr size_t kBarMax = 30;
 constexpr size_t kPartsShownMax = 40;
+constexpr double kRateAfterSeconds = 0.2;
 
 // "layer-sha256:0123456789ab..." -> "layer 0123456789ab".
 std::string ShortName(const std::string& name) {
@@ -68,6 +69,8 @@ void Progress::Update(const std::string& event, const std::string& name,
   if (added) order_.push_back(name);
   if (part.event != event) {
     news_.push_back(absl::StrCat(ShortName(name), ": ", Word(event)));
+    part.since = now;
+    part.since_bytes = std::max<int64_t>(0, done_bytes);
   }
   part.event = event;
   // Unpacking may be reported without sizes: keep what is known.
@@ -100,6 +103,14 @@ std::vector<std::string> Progress::Lines(size_t width, absl::Time now) const {
       absl::StrAppend(&line, " ", Bar(part.done_bytes, part.total_bytes, bar),
                       " ", HumanBytes(static_cast<double>(part.done_bytes)),
                       "/", HumanBytes(static_cast<double>(part.total_bytes)));
+      const double seconds = absl::ToDoubleSeconds(now - part.since);
+      if (seconds >= kRateAfterSeconds && part.done_bytes > part.since_bytes) {
+        absl::StrAppend(
+            &line, " ",
+            HumanBytes(static_cast<double>(part.done_bytes - part.since_bytes) /
+                       seconds),
+            "/s");
+      }
     } else if (part.total_bytes > 0) {
       absl::StrAppend(&line, " ",
                       HumanBytes(static_cast<double>(part.total_bytes)));

@@ -33,6 +33,9 @@ class Progress {
     std::string event;
     int64_t done_bytes = 0;
     int64_t total_bytes = 0;
+    // When its event began, and with how many bytes: for the rate.
+    absl::Time since;
+    int64_t since_bytes = 0;
   };
   std::vector<std::string> order_;
   std::map<std::string, Part> parts_;

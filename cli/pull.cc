@@ -1,15 +1,22 @@
 #include "cli/pull.h"
 
+#include <google/protobuf/empty.pb.h>
+#include <unistd.h>
+
+#include <cstdio>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "cli/format.h"
 #include "cli/names.h"
+#include "cli/remedy.h"
 #include "cli/transfer.h"
 #include "lib/base/status_macros.h"
 #include "lib/oci/image.h"
 #include "lib/oci/reference.h"
+#include "proto/containerd/services/images/v1/images.pb.h"
 #include "proto/containerd/types/transfer/imagestore.pb.h"
 #include "proto/containerd/types/transfer/importexport.pb.h"
 #include "proto/containerd/types/transfer/registry.pb.h"
@@ -24,6 +31,31 @@ absl::StatusOr<oci::Platform> PlatformOr(const std::string& text) {
   return oci::ParsePlatform(text);
 }
 
+Credentials CredentialsFor(const std::string& host, const std::string& own_host,
+                           const Credentials& given,
+                           const std::string& config) {
+  // What was typed is for the registry that was typed, no mirror.
+  if (!given.user.empty()) return host == own_host ? given : Credentials();
+  const absl::StatusOr<Credentials> found = FindCredentials(config, host);
+  if (found.ok()) return *found;
+  Report(found.status());
+  return Credentials();
+}
+
+void ExplainCredentials(const std::string& host, const Credentials& found) {
+  if (found.empty()) {
+    std::fprintf(stderr, "  login for %s: none is kept, so without\n",
+                 Printable(host).c_str());
+    return;
+  }
+  const bool token = found.user == kTokenUser;
+  std::fprintf(stderr, "  login for %s: %s from %s\n", Printable(host).c_str(),
+               token ? "an identity token"
+                     : absl::StrCat("user ", Printable(found.user)).c_str(),
+               found.source.empty() ? "the command line"
+                                    : Printable(found.source).c_str());
+}
+
 // A registry's part of the request, with a stream for credentials if there
 // could be any.
 absl::Status FillRegistry(TransferCall& call, const oci::Reference& reference,
@@ -33,8 +65,12 @@ absl::Status FillRegistry(TransferCall& call, const oci::Reference& reference,
   transfer::RegistryResolver* resolver = registry->mutable_resolver();
   if (options.plain_http) resolver->set_default_scheme("http");
   resolver->set_host_dir(options.hosts_dir);
+  if (options.explain) {
+    ASSIGN_OR_RETURN(const std::string logs, call.ReceiveLog(STDERR_FILENO));
+    resolver->set_logs_stream(logs);
+  }
   const std::string config = DockerConfigPath();
-  if (options.user.empty() && !MayHaveCredentials(config)) {
+  if (options.user.empty() && !MayHaveCredentials(config) && !options.explain) {
     return absl::OkStatus();
   }
   const size_t colon = options.user.find(':');
@@ -43,21 +79,14 @@ absl::Status FillRegistry(TransferCall& call, const oci::Reference& reference,
                                 : Credentials{options.user.substr(0, colon),
                                               options.user.substr(colon + 1)};
   ASSIGN_OR_RETURN(const std::string stream,
-                   call.OfferCredentials([own_host = reference.host, given,
-                                          config](const std::string& host) {
-                     // What was typed is for the registry that was typed, no
-                     // mirror.
-                     if (!given.user.empty()) {
-                       return host == own_host ? given : Credentials();
-                     }
-                     const absl::StatusOr<Credentials> found =
-                         FindCredentials(config, host);
-                     if (!found.ok()) {
-                       Report(found.status());
-                       return Credentials();
-                     }
-                     return *found;
-                   }));
+                   call.OfferCredentials(
+                       [own_host = reference.host, given, config,
+                        explain = options.explain](const std::string& host) {
+                         const Credentials found =
+                             CredentialsFor(host, own_host, given, config);
+                         if (explain) ExplainCredentials(host, found);
+                         return found;
+                       }));
   resolver->set_auth_stream(stream);
   return absl::OkStatus();
 }
@@ -69,7 +98,7 @@ absl::StatusOr<std::string> PullImage(Client& client,
   ASSIGN_OR_RETURN(const oci::Reference reference,
                    oci::ParseNormalized(options.reference));
   ASSIGN_OR_RETURN(const oci::Platform platform, PlatformOr(options.platform));
-  TransferCall call(client, options.quiet);
+  TransferCall call(client, options.quiet, !options.explain);
   RETURN_IF_ERROR(call.Open());
   transfer::OCIRegistry source;
   RETURN_IF_ERROR(FillRegistry(call, reference, options, &source));
@@ -82,15 +111,16 @@ absl::StatusOr<std::string> PullImage(Client& client,
     ToProto(platform, unpack->mutable_platform());
     unpack->set_snapshotter(options.snapshotter);
   }
-  RETURN_IF_ERROR(
-      Annotate(call.Run(source, destination), "pull " + reference.str()));
+  RETURN_IF_ERROR(WithRemedy(
+      Annotate(call.Run(source, destination), "pull " + reference.str()),
+      reference));
   return reference.str();
 }
 
 absl::Status PushImage(Client& client, const PushOptions& options) {
   ASSIGN_OR_RETURN(const oci::Reference reference,
                    oci::ParseNormalized(options.reference));
-  TransferCall call(client, options.quiet);
+  TransferCall call(client, options.quiet, !options.explain);
   RETURN_IF_ERROR(call.Open());
   transfer::ImageStore source;
   source.set_name(options.image);
@@ -101,7 +131,9 @@ absl::Status PushImage(Client& client, const PushOptions& options) {
   }
   transfer::OCIRegistry destination;
   RETURN_IF_ERROR(FillRegistry(call, reference, options, &destination));
-  return Annotate(call.Run(source, destination), "push " + reference.str());
+  return WithRemedy(
+      Annotate(call.Run(source, destination), "push " + reference.str()),
+      reference);
 }
 
 absl::Status SaveImages(Client& client, const SaveOptions& options, int fd) {
@@ -145,6 +177,36 @@ absl::StatusOr<std::vector<std::string>> LoadImages(Client& client,
   }
   RETURN_IF_ERROR(Annotate(call.Run(source, destination), "load"));
   return call.saved();
+}
+
+absl::StatusOr<std::string> FetchManifest(Client& client,
+                                          const PullOptions& options) {
+  ASSIGN_OR_RETURN(const oci::Reference reference,
+                   oci::ParseNormalized(options.reference));
+  TransferCall call(client, true);
+  RETURN_IF_ERROR(call.Open());
+  transfer::OCIRegistry source;
+  RETURN_IF_ERROR(FillRegistry(call, reference, options, &source));
+  // A platform that no image is for: the server reads what it is offered, and
+  // fetches none of it.
+  transfer::ImageStore destination;
+  const std::string name = "bulkhead.invalid/inspected:" + NewId();
+  destination.set_name(name);
+  ToProto(oci::Platform{"none", "none", "", "", {}},
+          destination.add_platforms());
+  const absl::Status status = call.Run(source, destination);
+  if (status.ok()) {
+    // No image but an artifact, which is for every platform.
+    containerd::services::images::v1::DeleteImageRequest request;
+    request.set_name(name);
+    google::protobuf::Empty empty;
+    RETURN_IF_ERROR(
+        client.Call(std::string(kImages) + "Delete", request, &empty));
+  } else if (call.resolved().empty() || !absl::IsNotFound(status) ||
+             !absl::StrContains(MessageOf(status), "no match for platform")) {
+    return WithRemedy(Annotate(status, reference.str()), reference);
+  }
+  return call.resolved();
 }
 
 absl::Status TryCredentials(Client& client, const std::string& host,

@@ -17,6 +17,9 @@ struct RegistryOptions {
   bool plain_http = false;
   std::string user;       // "user:password" or ""; then ~/.docker/config.json.
   std::string hosts_dir;  // A tree of hosts.toml files.
+  // Each request to a registry is told on stderr: to which host, with which
+  // login, what came of it, what is tried next.
+  bool explain = false;
 };
 
 struct PullOptions : RegistryOptions {
@@ -63,6 +66,12 @@ struct LoadOptions {
 absl::StatusOr<std::vector<std::string>> LoadImages(Client& client,
                                                     const LoadOptions& options,
                                                     int fd);
+
+// Brings the manifest or index that `options.reference` stands for into the
+// content store, under the lease that `client` holds, but no image; its digest.
+// Errors: the registry's.
+absl::StatusOr<std::string> FetchManifest(Client& client,
+                                          const PullOptions& options);
 
 // Asks the registry for an image that is not there. OK: it let us look.
 // kUnauthenticated, kPermissionDenied: it did not.

@@ -30,6 +30,7 @@ namespace transfer = containerd::types::transfer;
 constexpr int64_t kWindowBytes = 64 << 10;
 constexpr int64_t kChunkBytesMax = 32 << 10;
 constexpr size_t kSavedMax = 4096;
+constexpr absl::Duration kLogWait = absl::Seconds(2);
 
 // Type URLs are bare names here (no "type.googleapis.com/").
 void Pack(const google::protobuf::MessageLite& message, Any* any) {
@@ -99,7 +100,8 @@ absl::Status SendBytes(Stream& stream, int fd) {
   }
 }
 
-absl::Status ReceiveBytes(Stream& stream, int fd) {
+// `for_people`: what could steer a terminal becomes '?'.
+absl::Status ReceiveBytes(Stream& stream, int fd, bool for_people) {
   int64_t window_bytes = 0;
   for (;;) {
     if (window_bytes < kWindowBytes) {
@@ -116,6 +118,13 @@ absl::Status ReceiveBytes(Stream& stream, int fd) {
     transfer::Data data;
     if (!Unpack(any, &data)) continue;
     window_bytes -= static_cast<int64_t>(data.data().size());
+    if (for_people) {
+      for (char& c : *data.mutable_data()) {
+        if ((static_cast<unsigned char>(c) < 0x20 && c != '\n') || c == 0x7f) {
+          c = '?';
+        }
+      }
+    }
     const absl::Status written =
         os::WriteFull(fd, data.data().data(), data.data().size());
     if (!written.ok()) {
@@ -136,9 +145,9 @@ void ToProto(const oci::Platform& platform, containerd::types::Platform* out) {
 // Shows what arrives on a progress stream, until it ends.
 class TransferCall::View {
  public:
-  View(Stream& stream, bool quiet)
+  View(Stream& stream, bool quiet, bool live)
       : quiet_(quiet),
-        live_(!quiet && ::isatty(STDERR_FILENO)),
+        live_(!quiet && live && ::isatty(STDERR_FILENO)),
         reader_([this, &stream] { ReadAll(stream); }) {}
 
   // Blocks until the stream has ended; draws the last state.
@@ -148,6 +157,7 @@ class TransferCall::View {
     if (live_) Draw();
   }
   const std::vector<std::string>& saved() const { return saved_; }
+  const std::string& resolved() const { return resolved_; }
 
  private:
   void ReadAll(Stream& stream) {
@@ -157,6 +167,9 @@ class TransferCall::View {
       if (!Unpack(any, &message)) continue;
       if (message.event() == "saved" && saved_.size() < kSavedMax) {
         saved_.push_back(message.name());
+      }
+      if (message.event() == "fetching image content" && resolved_.empty()) {
+        resolved_ = message.desc().digest();
       }
       progress_.Update(message.event(), message.name(), message.progress(),
                        message.total(), absl::Now());
@@ -192,19 +205,22 @@ class TransferCall::View {
   size_t drawn_ = 0;
   Progress progress_;
   std::vector<std::string> saved_;
+  std::string resolved_;
   std::thread reader_;  // Last: it uses the others.
 };
 
-TransferCall::TransferCall(Client& client, bool quiet)
-    : client_(client), quiet_(quiet), id_(NewId().substr(0, 16)) {}
+TransferCall::TransferCall(Client& client, bool quiet, bool live)
+    : client_(client), quiet_(quiet), live_(live), id_(NewId().substr(0, 16)) {}
 
 TransferCall::~TransferCall() {
-  for (Stream* stream : {progress_.get(), auth_.get(), bytes_.get()}) {
+  for (Stream* stream :
+       {progress_.get(), auth_.get(), bytes_.get(), log_.get()}) {
     if (stream != nullptr) stream->Cancel();
   }
   if (view_ != nullptr) view_->Finish();
   if (auth_thread_.joinable()) auth_thread_.join();
   if (bytes_thread_.joinable()) bytes_thread_.join();
+  if (log_thread_.joinable()) log_thread_.join();
 }
 
 // Returns after the server's acknowledgement.
@@ -237,7 +253,7 @@ absl::Status TransferCall::Open() {
   }
   if (!stream.ok()) return stream.status();
   progress_.reset(*stream);
-  view_ = std::make_unique<View>(*progress_, quiet_);
+  view_ = std::make_unique<View>(*progress_, quiet_, live_);
   return absl::OkStatus();
 }
 
@@ -266,8 +282,31 @@ absl::StatusOr<std::string> TransferCall::Receive(int fd) {
   bytes_.reset(stream);
   receives_ = true;
   bytes_thread_ = std::thread(
-      [this, stream, fd] { bytes_status_ = ReceiveBytes(*stream, fd); });
+      [this, stream, fd] { bytes_status_ = ReceiveBytes(*stream, fd, false); });
   return name;
+}
+
+absl::StatusOr<std::string> TransferCall::ReceiveLog(int fd) {
+  std::string name;
+  ASSIGN_OR_RETURN(Stream * stream, NewStream("log", &name));
+  log_.reset(stream);
+  log_thread_ = std::thread([this, stream, fd] {
+    // Lines that cannot be shown are no reason to fail.
+    (void)ReceiveBytes(*stream, fd, true);
+    log_ended_ = true;
+  });
+  return name;
+}
+
+// What explains a failure may still be on its way.
+void TransferCall::FinishLog() {
+  if (log_ == nullptr) return;
+  const absl::Time deadline = absl::Now() + kLogWait;
+  while (!log_ended_ && absl::Now() < deadline) {
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+  log_->Cancel();
+  log_thread_.join();
 }
 
 absl::Status TransferCall::Run(
@@ -290,6 +329,7 @@ absl::Status TransferCall::Run(
   progress_->WritesDone();
   if (!status.ok()) progress_->Cancel();
   view_->Finish();
+  FinishLog();
   if (auth_ != nullptr) {
     auth_->Cancel();
     auth_thread_.join();
@@ -302,5 +342,7 @@ absl::Status TransferCall::Run(
 const std::vector<std::string>& TransferCall::saved() const {
   return view_->saved();
 }
+
+const std::string& TransferCall::resolved() const { return view_->resolved(); }
 
 }  // namespace bulkhead::cli

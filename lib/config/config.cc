@@ -155,6 +155,25 @@ class Table {
     return Table(table, Full(key), error_);
   }
 
+  // [[key]]: one Table for each.
+  std::vector<Table> SubList(const char* key) {
+    std::vector<Table> out;
+    const toml::node* node = Take(key);
+    if (node == nullptr) return out;
+    const toml::array* array = node->as_array();
+    if (array == nullptr) {
+      WrongType(key, "a list of tables", *node);
+      return out;
+    }
+    for (const toml::node& item : *array) {
+      const toml::table* table = item.as_table();
+      if (table == nullptr) WrongType(key, "a list of tables", item);
+      out.push_back(Table(
+          table, absl::StrCat(Full(key), "[", out.size() + 1, "]"), error_));
+    }
+    return out;
+  }
+
   std::vector<std::string> Names() const {
     std::vector<std::string> names;
     if (table_ == nullptr) return names;
@@ -214,7 +233,91 @@ class Table {
 
 constexpr int64_t kIntMax = std::numeric_limits<int>::max();
 
-void ReadServices(Table* root, Config* config) {
+absl::Status AbsolutePaths(const std::vector<std::string>& paths,
+                           const std::string& key) {
+  for (const std::string& path : paths) {
+    if (!absl::StartsWith(path, "/")) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(key, ": '", path, "' is no absolute path"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// What one table cannot tell of itself.
+absl::Status CheckPolicy(const VerifyPolicy& policy) {
+  const std::string where =
+      absl::StrCat("'distribution.verify' policy '", policy.name, "'");
+  if (policy.match.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(where, " needs a 'match', such as [\"*\"]"));
+  }
+  for (const std::string& pattern : policy.match) {
+    if (!absl::StartsWith(pattern, "*") && !absl::StrContains(pattern, "/")) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          where, ": the pattern '", pattern,
+          "' names no registry; write docker.io/library/", pattern));
+    }
+  }
+  const bool has_trust =
+      !policy.cosign_keys.empty() || !policy.notation_roots.empty();
+  if (policy.action == VerifyPolicy::Action::kRequire && !has_trust) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(where, " needs 'cosign_keys' or 'notation_roots'"));
+  }
+  if (policy.action != VerifyPolicy::Action::kRequire && has_trust) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        where, " has keys or roots, but its action is not \"require\""));
+  }
+  RETURN_IF_ERROR(AbsolutePaths(policy.cosign_keys, where));
+  return AbsolutePaths(policy.notation_roots, where);
+}
+
+void ReadTrust(Table* distribution, Config* config, absl::Status* error) {
+  auto& out = config->distribution;
+  distribution->Bind("pins", &out.pins);
+  distribution->BindWord("verify_default", {"allow", "deny"},
+                         [&](size_t i) { out.verify_default_allow = i == 0; });
+  for (Table& table : distribution->SubList("verify")) {
+    VerifyPolicy policy;
+    policy.name = absl::StrCat("#", out.verify.size() + 1);
+    table.Bind("name", &policy.name);
+    table.Bind("match", &policy.match);
+    bool has_action = false;
+    table.BindWord("action", {"allow", "deny", "require"}, [&](size_t i) {
+      has_action = true;
+      policy.action = static_cast<VerifyPolicy::Action>(i);
+    });
+    table.Bind("cosign_keys", &policy.cosign_keys);
+    table.Bind("notation_roots", &policy.notation_roots);
+    table.Bind("notation_subjects", &policy.notation_subjects);
+    table.Bind("identity", &policy.identity);
+    table.Finish();
+    if (error->ok() && !has_action) {
+      *error = absl::InvalidArgumentError(absl::StrCat(
+          "'distribution.verify' policy '", policy.name, "' has no 'action'"));
+    }
+    if (error->ok()) *error = CheckPolicy(policy);
+    out.verify.push_back(std::move(policy));
+  }
+  Table verifier = distribution->Sub("image_verifier");
+  verifier.Bind("bin_dir", &out.image_verifier.bin_dir);
+  verifier.BindInt("max_verifiers", &out.image_verifier.max_verifiers, -1,
+                   1000);
+  verifier.Bind("per_verifier_timeout",
+                &out.image_verifier.per_verifier_timeout);
+  verifier.Bind("interpreters", &out.image_verifier.interpreters);
+  verifier.Finish();
+  std::vector<std::string> paths = out.image_verifier.interpreters;
+  if (!out.image_verifier.bin_dir.empty()) {
+    paths.push_back(out.image_verifier.bin_dir);
+  }
+  if (error->ok()) {
+    *error = AbsolutePaths(paths, "'distribution.image_verifier'");
+  }
+}
+
+void ReadServices(Table* root, Config* config, absl::Status* error) {
   Table gateway = root->Sub("gateway");
   gateway.Bind("address", &config->gateway.address);
   gateway.BindInt("uid", &config->gateway.uid, 0, 4294967294);
@@ -279,6 +382,7 @@ void ReadServices(Table* root, Config* config) {
   distribution.BindInt("bandwidth_limit", &config->distribution.bandwidth_limit,
                        0, int64_t{1} << 40);
   distribution.Bind("stall_timeout", &config->distribution.stall_timeout);
+  ReadTrust(&distribution, config, error);
   distribution.Finish();
 
   Table runtime = root->Sub("runtime");
@@ -415,7 +519,7 @@ absl::StatusOr<Config> Parse(const std::string& text,
     config.log.format = i == 0 ? log::Format::kText : log::Format::kJson;
   });
   log.Finish();
-  ReadServices(&root, &config);
+  ReadServices(&root, &config, &error);
   ReadProxyPlugins(&root, &config, &error);
   ReadStreamProcessors(&root, &config, &error);
   root.Finish();

@@ -35,6 +35,24 @@ struct StreamProcessor {
   std::vector<std::string> env;  // NAME=VALUE
 };
 
+// [[distribution.verify]]: what an image must show to be taken in. The first
+// whose pattern matches decides.
+struct VerifyPolicy {
+  enum class Action { kAllow, kDeny, kRequire };
+  std::string name;  // For messages; never empty.
+  // "*" for any run of characters; against "host/repository" and
+  // "host/repository:tag". Each has a '/' or begins with "*".
+  std::vector<std::string> match;
+  Action action = Action::kRequire;
+  // kRequire: one good signature by any of these is needed.
+  std::vector<std::string> cosign_keys;        // Absolute paths, PEM.
+  std::vector<std::string> notation_roots;     // Absolute paths, PEM.
+  std::vector<std::string> notation_subjects;  // Empty: whoever the roots name.
+  // What a cosign payload must call the image: "repository": as it is pulled;
+  // "any"; else this repository.
+  std::string identity = "repository";
+};
+
 struct Config {
   std::string root = "/var/lib/bulkhead";  // root
   std::string state = "/run/bulkhead";     // state
@@ -92,6 +110,16 @@ struct Config {
     int max_connections_per_host = 64;
     int64_t bandwidth_limit = 0;  // Bytes a second each way; 0: none.
     absl::Duration stall_timeout = absl::Seconds(30);
+    // [distribution.pins]: full reference with a tag = digest.
+    std::map<std::string, std::string> pins;
+    std::vector<VerifyPolicy> verify;
+    bool verify_default_allow = true;  // verify_default: "allow" or "deny".
+    struct {                           // [distribution.image_verifier]
+      std::string bin_dir;             // Empty: none; else absolute.
+      int max_verifiers = 10;          // Negative: all.
+      absl::Duration per_verifier_timeout = absl::Seconds(10);
+      std::vector<std::string> interpreters;  // Absolute paths.
+    } image_verifier;
   } distribution;
 
   struct {  // [runtime]

@@ -22,26 +22,6 @@ absl::Status Bad(const std::string& where, const std::string& why) {
   return absl::InvalidArgumentError(absl::StrCat(where, ": ", why));
 }
 
-// Counts nesting without building anything.
-bool TooDeep(const std::string& text) {
-  int depth = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      if (c == '"') in_string = false;
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '{' || c == '[') {
-      if (++depth > kJsonDepthMax) return true;
-    } else if (c == '}' || c == ']') {
-      --depth;
-    }
-  }
-  return false;
-}
-
 absl::StatusOr<json> ParseObject(const std::string& text,
                                  const std::string& what) {
   if (static_cast<int64_t>(text.size()) > kDocumentBytesMax) {
@@ -49,7 +29,7 @@ absl::StatusOr<json> ParseObject(const std::string& text,
         absl::StrCat(what, ": ", text.size(), " bytes, more than the limit of ",
                      kDocumentBytesMax));
   }
-  if (TooDeep(text)) {
+  if (JsonTooDeep(text)) {
     return absl::ResourceExhaustedError(absl::StrCat(
         what, ": nested deeper than the limit of ", kJsonDepthMax));
   }
@@ -260,6 +240,25 @@ ordered_json KeysToJson(const std::vector<std::string>& keys) {
 
 }  // namespace
 
+bool JsonTooDeep(const std::string& text) {
+  int depth = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      if (c == '"') in_string = false;
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == '{' || c == '[') {
+      if (++depth > kJsonDepthMax) return true;
+    } else if (c == '}' || c == ']') {
+      --depth;
+    }
+  }
+  return false;
+}
+
 bool IsManifestType(const std::string& media_type) {
   return media_type == kOciManifest || media_type == kDockerManifest;
 }
@@ -401,7 +400,8 @@ absl::StatusOr<ImageConfig> ParseImageConfig(const std::string& text) {
 }
 
 std::string GuessMediaType(const std::string& text) {
-  if (static_cast<int64_t>(text.size()) > kDocumentBytesMax || TooDeep(text)) {
+  if (static_cast<int64_t>(text.size()) > kDocumentBytesMax ||
+      JsonTooDeep(text)) {
     return "";
   }
   const json object = json::parse(text, nullptr, false);

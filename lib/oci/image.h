@@ -148,6 +148,10 @@ absl::StatusOr<Manifest> ParseManifest(const std::string& json);
 absl::StatusOr<Index> ParseIndex(const std::string& json);
 absl::StatusOr<ImageConfig> ParseImageConfig(const std::string& json);
 
+// True if brackets nest deeper than kJsonDepthMax; builds nothing, so it is the
+// check to make before anything is built of untrusted JSON.
+bool JsonTooDeep(const std::string& json);
+
 // The media type of a manifest or index whose sender did not say: its own
 // "mediaType", else guessed from its fields; "" if it is neither.
 std::string GuessMediaType(const std::string& json);

@@ -18,6 +18,14 @@ namespace bulkhead::os {
 // is OK: nothing is restricted then.
 absl::Status RestrictWritesTo(const std::vector<std::string>& folders);
 
+// Likewise for executing: from now on only files at or below `paths` can be
+// executed, as programs, interpreters or dynamic loaders; with none, nothing.
+// Paths that are missing are left out: what is made there later cannot be
+// executed. (A dynamic loader that may be executed can itself load any file
+// that can be read: this is a second fence, not the only one.)
+// Errors: kInternal. A kernel without Landlock is OK, as above.
+absl::Status RestrictExecutionTo(const std::vector<std::string>& paths);
+
 // True if the kernel enforces RestrictWritesTo.
 bool HasLandlock();
 

@@ -55,6 +55,44 @@ TEST(Landlock, WritesStayBelowTheFolder) {
   EXPECT_EQ("yy", ReadFile(outside + "/old").value_or(""));
 }
 
+int Execute(const std::string& path) {
+  const pid_t pid = fork();
+  if (pid == 0) {
+    execl(path.c_str(), path.c_str(), static_cast<char*>(nullptr));
+    _exit(errno == EACCES ? 100 : 101);
+  }
+  int status = 0;
+  waitpid(pid, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+TEST(Landlock, OnlyWhatIsNamedCanBeExecuted) {
+  if (!HasLandlock()) GTEST_SKIP() << "the kernel has no Landlock";
+  testing::TempDir dir;
+  ASSERT_TRUE(MakeDirs(dir.path() + "/bin", 0700).ok());
+  const std::string script = dir.path() + "/bin/script";
+  ASSERT_TRUE(WriteFileAtomic(script, "#!/bin/sh\nexit 7\n", 0700).ok());
+  const std::vector<std::string> with_shell = {dir.path() + "/bin", "/bin/sh",
+                                               "/lib64/ld-linux-x86-64.so.2",
+                                               "/lib/ld-linux-aarch64.so.1"};
+  EXPECT_EQ(7, InChild([&] {
+              if (!RestrictExecutionTo(with_shell).ok()) return 1;
+              return Execute(script);
+            }));
+  EXPECT_EQ(100, InChild([&] {
+              if (!RestrictExecutionTo(with_shell).ok()) return 1;
+              return Execute("/bin/true");
+            }));
+  EXPECT_EQ(100, InChild([&] {  // No interpreter.
+              if (!RestrictExecutionTo({dir.path() + "/bin"}).ok()) return 1;
+              return Execute(script);
+            }));
+  EXPECT_EQ(100, InChild([&] {
+              if (!RestrictExecutionTo({}).ok()) return 1;
+              return Execute("/bin/true");
+            }));
+}
+
 TEST(Landlock, AMissingFolderIsAnError) {
   if (!HasLandlock()) GTEST_SKIP() << "the kernel has no Landlock";
   EXPECT_EQ(0, InChild([] {

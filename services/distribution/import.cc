@@ -445,16 +445,25 @@ absl::Status Import(const FetchContext& context, const ByteSource& archive,
   }
   context.progress->Event("fetching image content", image.name, &index);
   RETURN_IF_ERROR(FollowImage(context, index, image, limits));
-  if (!image.name.empty()) {
-    RETURN_IF_ERROR(SaveImage(context, image, image.name, index));
-    context.progress->Event("saved", image.name, &index);
-  }
   std::map<std::string, Descriptor> named;
   for (const Descriptor& node : importer.index().manifests) {
     const absl::StatusOr<dataplane::OpenedBlob> there =
         context.store->Open(node.digest.str());
     if (absl::IsNotFound(there.status())) continue;  // Another platform's.
     for (const std::string& name : NamesFor(node, image)) named[name] = node;
+  }
+  if (context.approve) {
+    if (!image.name.empty()) {
+      RETURN_IF_ERROR(
+          context.approve(RecordNames(image, image.name, index), index));
+    }
+    for (const auto& [name, node] : named) {
+      RETURN_IF_ERROR(context.approve({name}, node));
+    }
+  }
+  if (!image.name.empty()) {
+    RETURN_IF_ERROR(SaveImage(context, image, image.name, index));
+    context.progress->Event("saved", image.name, &index);
   }
   for (const auto& [name, node] : named) {
     RETURN_IF_ERROR(context.store->PutImage({name, image.labels, node}));

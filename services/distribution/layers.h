@@ -36,6 +36,11 @@ struct FetchContext {
   // Streams that blobs may use beside their first; null: none.
   StreamSlots* slots = nullptr;
   int streams_per_blob_max = 1;
+  // Asked once an image's digest is known, before anything of it is fetched
+  // or recorded: may it be known under all of `names`? Empty: always.
+  std::function<absl::Status(const std::vector<std::string>& names,
+                             const oci::Descriptor& image)>
+      approve;
 };
 
 // One blob on its way: the fetcher's thread writes, an unpacker reads behind.

@@ -6,6 +6,7 @@
 #include "lib/service/service.h"
 #include "services/distribution/streaming_service.h"
 #include "services/distribution/transfer_service.h"
+#include "services/distribution/verifier_programs.h"
 
 namespace bulkhead::distribution {
 
@@ -18,11 +19,15 @@ int DistributionMain(int argc, char** argv) {
         // Before any thread: it holds for those made from here on.
         RETURN_IF_ERROR(
             os::RestrictWritesTo({context.config().state + "/distribution"}));
+        const auto& verifier = context.config().distribution.image_verifier;
+        RETURN_IF_ERROR(os::RestrictExecutionTo(
+            ExecutablePaths(verifier.bin_dir, verifier.interpreters)));
         const std::unique_ptr<HttpClient> http = HttpClient::Create(
             absl::StrCat("bulkhead/", service::kProductVersion));
         StreamTable streams;
         StreamingService streaming(&streams);
         TransferService transfer(context.config(), &streams, http.get());
+        RETURN_IF_ERROR(transfer.TrustStatus());
         context.OnReload(
             [&](const config::Config& config) { transfer.Reload(config); });
         RETURN_IF_ERROR(context.ListenGrpc({&streaming, &transfer}));

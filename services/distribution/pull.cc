@@ -324,6 +324,20 @@ absl::Status FollowImage(const FetchContext& context, const Descriptor& target,
       " in ", target.digest.str()));
 }
 
+// The main name first, then those of extra references.
+std::vector<std::string> RecordNames(const ImageDestination& image,
+                                     const std::string& name,
+                                     const Descriptor& target) {
+  std::vector<std::string> names = {name};
+  for (const ExtraReference& extra : image.extra_references) {
+    if (extra.is_prefix) continue;
+    std::string other = extra.name;
+    if (extra.add_digest) absl::StrAppend(&other, "@", target.digest.str());
+    if (other != name) names.push_back(std::move(other));
+  }
+  return names;
+}
+
 absl::Status SaveImage(const FetchContext& context,
                        const ImageDestination& image, const std::string& name,
                        const Descriptor& target) {
@@ -333,10 +347,7 @@ absl::Status SaveImage(const FetchContext& context,
   labels[kBackReferenceLabel] = name;
   labels[kExpireLabel] =
       absl::FormatTime(absl::RFC3339_sec, absl::Now(), absl::UTCTimeZone());
-  for (const ExtraReference& extra : image.extra_references) {
-    if (extra.is_prefix) continue;
-    std::string other = extra.name;
-    if (extra.add_digest) absl::StrAppend(&other, "@", target.digest.str());
+  for (const std::string& other : RecordNames(image, name, target)) {
     if (other == name) continue;
     RETURN_IF_ERROR(context.store->PutImage({other, labels, target}));
   }
@@ -351,6 +362,11 @@ absl::Status Pull(const FetchContext& context, const oci::Reference& reference,
   ASSIGN_OR_RETURN(Descriptor target, context.registry->Resolve());
   context.progress->Event(absl::StrCat("Pulling from ", source));
   const std::string name = image.name.empty() ? reference.str() : image.name;
+  if (context.approve) {
+    std::vector<std::string> names = RecordNames(image, name, target);
+    names.insert(names.begin(), reference.str());
+    RETURN_IF_ERROR(context.approve(names, target));
+  }
   context.progress->Event("fetching image content", name, &target);
   RETURN_IF_ERROR(
       Annotate(FollowImage(context, target, image, limits), reference.str()));

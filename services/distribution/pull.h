@@ -50,7 +50,8 @@ struct PullLimits {
 // Fills the store and writes the image record last. On an error nothing under
 // the image's name has changed; what was fetched goes with the lease.
 // Errors: as Registry's and Store's; kNotFound "no match for platform ...";
-//   kInvalidArgument: broken documents; kFailedPrecondition: wrong diff id.
+//   kInvalidArgument: broken documents; kFailedPrecondition: wrong diff id;
+//   what `context.approve` answers.
 absl::Status Pull(const FetchContext& context, const oci::Reference& reference,
                   const ImageDestination& image, const PullLimits& limits);
 
@@ -62,6 +63,11 @@ absl::Status FollowImage(const FetchContext& context,
                          const oci::Descriptor& target,
                          const ImageDestination& image,
                          const PullLimits& limits);
+
+// The names of the records that SaveImage writes.
+std::vector<std::string> RecordNames(const ImageDestination& image,
+                                     const std::string& name,
+                                     const oci::Descriptor& target);
 
 // Writes the image record, then those of the extra references.
 absl::Status SaveImage(const FetchContext& context,

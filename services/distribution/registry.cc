@@ -1,12 +1,14 @@
 #include "services/distribution/registry.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "lib/base/status_macros.h"
@@ -99,6 +101,12 @@ std::string ShownHeaders(
     absl::StrAppend(&out, mark, name, ": ", shown, "\n");
   }
   return out;
+}
+
+std::string NextAttempt(absl::Duration wait, int attempt) {
+  return absl::StrCat("  next: the same again in ",
+                      absl::ToInt64Milliseconds(wait), " ms (attempt ", attempt,
+                      " of ", kAttemptsMax, ")");
 }
 
 }  // namespace
@@ -224,6 +232,7 @@ absl::StatusOr<HttpResponse> Registry::Follow(Host& host, const Ask& ask,
           absl::StrCat(host.config.host,
                        ": a redirect from https to plain http: ", Shown(next)));
     }
+    Tell(absl::StrCat("  redirected to ", Shown(next)));
     request.url = next;
     if (target.origin != origin) {
       // Another server: nothing secret goes there, now or after.
@@ -328,6 +337,7 @@ absl::StatusOr<HttpResponse> Registry::Send(Host& host, const Ask& ask) {
     }
     if (config.https_first && scheme == "https" &&
         NoTlsThere(response.status(), config.host)) {
+      Tell("  next: plain http, since no TLS is spoken there");
       std::lock_guard<std::mutex> lock(mutex_);
       host.scheme = "http";
       continue;
@@ -348,6 +358,7 @@ absl::StatusOr<HttpResponse> Registry::Send(Host& host, const Ask& ask) {
         return failed;
       }
       if (NobodyThere(failed)) return failed;  // The next host may be.
+      Tell(NextAttempt(wait, attempt));
       Sleep(wait);
       wait *= 2;
       continue;
@@ -358,6 +369,8 @@ absl::StatusOr<HttpResponse> Registry::Send(Host& host, const Ask& ask) {
         if (name == "www-authenticate") challenges.push_back(value);
       }
       if (challenges.empty() || logged_in) return response;
+      Tell(absl::StrCat("  next: log in, as ", config.host, " asks for ",
+                        absl::StrJoin(challenges, ", ")));
       absl::Status login = host.auth->Login(challenges, authorization,
                                             scheme == "https", request);
       if (!login.ok()) {
@@ -373,7 +386,9 @@ absl::StatusOr<HttpResponse> Registry::Send(Host& host, const Ask& ask) {
         attempt++ >= kAttemptsMax) {
       return response;
     }
-    Sleep(RetryAfter(*response, wait));
+    const absl::Duration pause = RetryAfter(*response, wait);
+    Tell(NextAttempt(pause, attempt));
+    Sleep(pause);
     wait *= 2;
   }
 }
@@ -416,6 +431,33 @@ void Registry::Explain(const Host& host, const HttpRequest& request,
     }
   }
   if (options_.explain) options_.explain(text);
+}
+
+void Registry::Tell(const std::string& line) const {
+  log::Debug("registry", {{"step", line}});
+  if (options_.explain) options_.explain(line + "\n");
+}
+
+void Registry::TellHosts() const {
+  if (!options_.explain && !log::Enabled(log::Level::kDebug)) return;
+  std::string line =
+      absl::StrCat(options_.reference.str(), ": hosts to ask, in order:");
+  for (const auto& host : hosts_) {
+    if (!host->config.resolve) continue;
+    absl::StrAppend(&line, " ", host->config.Url(host->config.scheme));
+    if (host->config.host != options_.reference.host) {
+      absl::StrAppend(&line, " (for ", options_.reference.host, ")");
+    }
+  }
+  for (const char* name : {"HTTPS_PROXY", "https_proxy", "http_proxy"}) {
+    const char* const proxy = std::getenv(name);
+    if (proxy == nullptr || *proxy == '\0') continue;
+    // Not what may stand before an '@'.
+    const std::string text(proxy);
+    absl::StrAppend(&line, "; ", name, " sends some by way of ",
+                    text.substr(text.rfind('@') + 1));
+  }
+  Tell(line);
 }
 
 absl::StatusOr<Descriptor> Registry::ResolveAt(Host& host, bool patient) {
@@ -494,11 +536,16 @@ absl::StatusOr<Descriptor> Registry::Resolve() {
         options_.reference.str(), ": a tag or a digest is needed"));
   }
   absl::Status failed = NoSuchImage();
+  TellHosts();
   for (const auto& host : hosts_) {
     if (!host->config.resolve) continue;
     const bool last = host == hosts_.back();
     absl::StatusOr<Descriptor> got = ResolveAt(*host, last);
     if (got.ok() || absl::IsCancelled(got.status())) return got;
+    Tell(absl::StrCat("  ", host->config.host,
+                      " did not have it: ", MessageOf(got.status()), "; next: ",
+                      host == hosts_.back() ? "nothing, no host is left"
+                                            : "the host after it"));
     log::Debug("resolve", {{"host", host->config.host},
                            {"error", got.status().ToString()}});
     if (absl::IsNotFound(failed)) failed = got.status();

@@ -167,6 +167,9 @@ class Registry {
                const std::string& login,
                const absl::StatusOr<HttpResponse>& response,
                absl::Duration took) const;
+  // A line for those who follow what happens, and for the debug log.
+  void Tell(const std::string& line) const;
+  void TellHosts() const;
   void Sleep(absl::Duration time) const;
   bool Cancelled() const { return options_.cancelled && options_.cancelled(); }
 

@@ -253,9 +253,14 @@ absl::Status Registry::FetchStretch(
       idle = progress ? 0 : idle + 1;
       if (progress) wait = kBackOffStart;
       if (idle > (last ? kIdleReopensMax : 1) || ++reopens > kReopensMax) break;
+      Tell(absl::StrCat("  ", MessageOf(status), "; next: the rest, from byte ",
+                        stretch->at_bytes.load(), " on, in ",
+                        absl::ToInt64Milliseconds(wait), " ms"));
       Sleep(wait);
       wait = std::min(wait * 2, kReopenWaitMax);
     }
+    Tell(absl::StrCat("  ", MessageOf(failed), "; next: ",
+                      last ? "nothing, no host is left" : "the host after it"));
     first = false;
   }
   if (!absl::StrContains(MessageOf(failed), descriptor.digest.str())) {

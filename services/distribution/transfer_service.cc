@@ -7,6 +7,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "lib/base/status_macros.h"
 #include "lib/log/log.h"
 #include "lib/rpc/context.h"
@@ -19,6 +20,7 @@
 #include "services/distribution/import.h"
 #include "services/distribution/pull.h"
 #include "services/distribution/push.h"
+#include "services/distribution/registry_signatures.h"
 
 namespace bulkhead::distribution {
 namespace {
@@ -236,6 +238,24 @@ HttpLimits HttpLimitsOf(const config::Config& config) {
           config.distribution.max_connections_per_host};
 }
 
+absl::Status Approve(const StopFlag& stop, const Trust& trust,
+                     const std::vector<std::string>& names,
+                     const oci::Descriptor& image, SignatureSource* signatures,
+                     const std::function<void(const std::string&)>& explain) {
+  Trust::Question question;
+  question.names = names;
+  question.image = image;
+  question.signatures = signatures;
+  if (explain) {
+    question.explain = [&explain](const std::string& line) {
+      explain(line + "\n");
+    };
+  }
+  question.cancelled = [&stop] { return stop.Stopped(); };
+  question.now = absl::Now();
+  return trust.Check(question);
+}
+
 PullLimits LimitsOf(const config::Config& config) {
   return {config.distribution.max_concurrent_downloads,
           config.distribution.max_concurrent_unpacks};
@@ -250,7 +270,23 @@ TransferService::TransferService(const config::Config& config,
       streams_(streams),
       http_(http) {
   http_->SetLimits(HttpLimitsOf(config));
+  LoadTrust();
 }
+
+void TransferService::LoadTrust() {
+  absl::StatusOr<std::unique_ptr<Trust>> trust =
+      Trust::Create(config_.distribution);
+  trust_ = trust.ok()
+               ? absl::StatusOr<std::shared_ptr<const Trust>>(*std::move(trust))
+               : absl::FailedPreconditionError(MessageOf(trust.status()));
+}
+
+absl::StatusOr<std::shared_ptr<const Trust>> TransferService::CurrentTrust() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return trust_;
+}
+
+absl::Status TransferService::TrustStatus() { return CurrentTrust().status(); }
 
 void TransferService::Reload(const config::Config& config) {
   http_->SetLimits(HttpLimitsOf(config));
@@ -258,6 +294,11 @@ void TransferService::Reload(const config::Config& config) {
   config_.distribution = config.distribution;
   config_.metadata = config.metadata;
   config_.proxy_plugins = config.proxy_plugins;
+  LoadTrust();
+  if (!trust_.ok()) {
+    log::Error("every pull and import is refused until this is put right",
+               {{"error", MessageOf(trust_.status())}});
+  }
 }
 
 config::Config TransferService::CurrentConfig() {
@@ -410,6 +451,15 @@ absl::Status TransferService::PullImage(Call& call) {
   FetchContext fetch;
   fetch.source_labels = {
       {kSourceLabel + HostWithoutPort(reference.host), reference.repository}};
+  ASSIGN_OR_RETURN(const std::shared_ptr<const Trust> trust, CurrentTrust());
+  RegistrySignatures signatures(options);
+  if (trust->active()) {
+    fetch.approve = [&call, &trust, &signatures, explain = options.explain](
+                        const std::vector<std::string>& names,
+                        const oci::Descriptor& image) {
+      return Approve(call.stop, *trust, names, image, &signatures, explain);
+    };
+  }
   Registry registry(std::move(options));
   fetch.streams_per_blob_max = config.distribution.max_streams_per_layer;
   fetch.registry = &registry;
@@ -469,6 +519,13 @@ absl::Status TransferService::ImportImages(Call& call) {
   fetch.progress = call.progress.get();
   fetch.stop = &call.stop;
   fetch.ns = call.ns;
+  ASSIGN_OR_RETURN(const std::shared_ptr<const Trust> trust, CurrentTrust());
+  if (trust->active()) {
+    fetch.approve = [&call, &trust](const std::vector<std::string>& names,
+                                    const oci::Descriptor& image) {
+      return Approve(call.stop, *trust, names, image, nullptr, {});
+    };
+  }
   const Watchdog watchdog(&call.stop, stream);
   ImportRequest request;
   request.image = DestinationOf(destination, config);

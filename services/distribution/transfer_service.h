@@ -13,6 +13,7 @@
 #include "services/distribution/http.h"
 #include "services/distribution/registry.h"
 #include "services/distribution/streams.h"
+#include "services/distribution/trust.h"
 
 namespace bulkhead::distribution {
 
@@ -29,6 +30,10 @@ class TransferService final
       grpc::ServerContext* context,
       const containerd::services::transfer::v1::TransferRequest* request,
       google::protobuf::Empty* response) override;
+
+  // What is wrong with the trust that [distribution] configures, if anything:
+  // then every pull and import is refused with it.
+  absl::Status TrustStatus();
 
   // Takes the [distribution] and [proxy_plugins] tables of a reloaded config.
   void Reload(const config::Config& config);
@@ -47,9 +52,12 @@ class TransferService final
       Call& call, const containerd::types::transfer::OCIRegistry& registry,
       const config::Config& config);
   config::Config CurrentConfig();
+  void LoadTrust();  // Holds mutex_.
+  absl::StatusOr<std::shared_ptr<const Trust>> CurrentTrust();
 
   std::mutex mutex_;
-  config::Config config_;  // Guarded by mutex_.
+  config::Config config_;                               // Guarded by mutex_.
+  absl::StatusOr<std::shared_ptr<const Trust>> trust_;  // Guarded by mutex_.
   const Peers peers_;
   StreamTable* const streams_;
   HttpClient* const http_;

@@ -7,7 +7,7 @@ out=$1
 shift
 mkdir -p "$out"
 [ $# -gt 0 ] || set -- filters digest reference documents challenge hosts tar inflate \
-  dataplane identifier masks labels
+  dataplane identifier masks labels signature envelope credentials policy
 absl=$(sed -n '/name = "absl"/,/^)/s/.*"\(-l:libabsl[^"]*\)".*/\1/p' bazel/system/BUILD)
 base="lib/os/fd.cc"
 for name in "$@"; do
@@ -26,6 +26,15 @@ for name in "$@"; do
     dataplane) src="lib/dataplane/dataplane.cc lib/os/socket.cc $base" ;;
     masks|labels) src="services/metadata/util.cc services/metadata/references.cc"
       libs="-lprotobuf $libs" ;;
+    signature|envelope) src="services/distribution/signature.cc services/distribution/notation.cc
+        lib/oci/image.cc lib/oci/platform.cc lib/oci/reference.cc lib/digest/digest.cc"
+      libs="$libs -lcrypto" ;;
+    credentials) src="cli/credentials.cc $base" ;;
+    policy) src="-DNDEBUG services/distribution/trust.cc services/distribution/verifier_programs.cc
+        services/distribution/signature.cc services/distribution/notation.cc
+        lib/oci/image.cc lib/oci/platform.cc lib/oci/reference.cc lib/digest/digest.cc
+        lib/config/config.cc lib/log/log.cc lib/os/pidfd.cc $base"
+      libs="$libs -lcrypto" ;;
     identifier) src="lib/rpc/context.cc"
       libs="-lgrpc++_unsecure -lgrpc_unsecure -lgpr -lprotobuf $libs" ;;
   esac
