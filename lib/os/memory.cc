@@ -2,7 +2,9 @@
 
 #include <malloc.h>
 #include <sys/mman.h>
+#include <time.h>
 
+#include <atomic>
 #include <cinttypes>
 #include <cstdint>
 #include <cstdio>
@@ -12,9 +14,11 @@
 #include "lib/os/fd.h"
 
 namespace bulkhead::os {
+namespace {
 
-void ReleaseIdleMemory() {
-  ::malloc_trim(0);
+constexpr int64_t kReleasePauseMillis = 200;
+
+void ReleaseCode() {
   absl::StatusOr<std::string> smaps = ReadFile("/proc/self/smaps", 4 << 20);
   if (!smaps.ok()) return;  // Only a saving is lost.
   uintptr_t begin = 0;
@@ -50,6 +54,26 @@ void ReleaseIdleMemory() {
       begin = 0;
     }
   }
+}
+
+}  // namespace
+
+void ReleaseIdleMemory() {
+  ::malloc_trim(0);
+  ReleaseCode();
+}
+
+void ReleaseCodeNowAndThen() {
+  static std::atomic<int64_t> next_millis{0};
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+  const int64_t millis = now.tv_sec * 1000 + now.tv_nsec / 1000000;
+  int64_t next = next_millis.load(std::memory_order_relaxed);
+  if (millis < next || !next_millis.compare_exchange_strong(
+                           next, millis + kReleasePauseMillis)) {
+    return;
+  }
+  ReleaseCode();
 }
 
 }  // namespace bulkhead::os

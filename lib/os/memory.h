@@ -11,6 +11,12 @@ namespace bulkhead::os {
 // under a millisecond. Thread-safe.
 void ReleaseIdleMemory();
 
+// The same for code and constants alone, for where bytes go by in bulk: a busy
+// process runs little of its program, but has mapped all that its start and
+// each first call touched. Does nothing within 200 ms of the last time, by
+// whatever thread. Thread-safe.
+void ReleaseCodeNowAndThen();
+
 }  // namespace bulkhead::os
 
 #endif  // BULKHEAD_LIB_OS_MEMORY_H_

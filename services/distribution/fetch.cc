@@ -10,6 +10,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "lib/base/status_macros.h"
+#include "lib/os/memory.h"
 #include "services/distribution/layers.h"
 
 namespace bulkhead::distribution {
@@ -222,6 +223,7 @@ absl::Status BlobFetch::RunOnce(bool* again) {
     offset = prefix;
     if (offset - advanced < kAdvanceBytes) return absl::OkStatus();
     advanced = offset;
+    os::ReleaseCodeNowAndThen();
     RETURN_IF_ERROR(ingest_->Advance(offset));
     show(false);
     return absl::OkStatus();

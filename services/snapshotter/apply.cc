@@ -1,6 +1,7 @@
 #include "services/snapshotter/apply.h"
 
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -15,6 +16,7 @@
 #include "lib/base/status_macros.h"
 #include "lib/digest/digest.h"
 #include "lib/log/log.h"
+#include "lib/os/capability.h"
 #include "lib/os/seccomp.h"
 #include "services/snapshotter/inflate.h"
 #include "services/snapshotter/tree_root.h"
@@ -198,8 +200,14 @@ void FdSource::Fail(const absl::Status& status) {
 
 absl::Status ConfineWorker(Worker worker) {
   if (worker == Worker::kInflate) {
+    RETURN_IF_ERROR(os::KeepOnlyCapabilities({}));
     return os::AllowOnly({SYS_pread64, SYS_read, SYS_fstat});
   }
+  // SYS_ADMIN is what trusted.* attributes take; the filter leaves it no other
+  // use.
+  RETURN_IF_ERROR(os::KeepOnlyCapabilities({CAP_CHOWN, CAP_DAC_OVERRIDE,
+                                            CAP_FOWNER, CAP_FSETID, CAP_MKNOD,
+                                            CAP_SETFCAP, CAP_SYS_ADMIN}));
   return os::AllowOnly({
 #if defined(__x86_64__)
     SYS_open, SYS_chmod,  // Other machines have the *at() forms only.
@@ -210,7 +218,8 @@ absl::Status ConfineWorker(Worker worker) {
         SYS_lgetxattr, SYS_flistxattr, SYS_llistxattr, SYS_utimensat,
         SYS_ftruncate, SYS_pwrite64, SYS_writev, SYS_lseek, SYS_newfstatat,
         SYS_fstat, SYS_getdents64, SYS_readlinkat, SYS_fcntl, SYS_dup, SYS_read,
-        SYS_pread64, SYS_statx, SYS_fallocate, SYS_sync_file_range,
+        SYS_pread64, SYS_statx, SYS_fallocate, SYS_sync_file_range, SYS_geteuid,
+        SYS_getegid,
   });
 }
 

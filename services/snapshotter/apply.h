@@ -20,8 +20,9 @@
 
 namespace bulkhead::snapshotter {
 
-constexpr size_t kPipeBufferBytes = 256 << 10;
-constexpr int kPipeBuffers = 8;
+// Few enough to stay in a processor's cache between the two threads.
+constexpr size_t kPipeBufferBytes = 128 << 10;
+constexpr int kPipeBuffers = 6;
 
 // A file that may still be growing: bytes below the last Advance() can be
 // read. Advance(), Finish() and Fail() come from another thread than Read().
@@ -58,7 +59,8 @@ struct Unpacked {
 
 // What the unpacking threads confine themselves to: no network, no mounts, no
 // new processes or threads, no signals, no tracing. The first inflates and
-// parses compressed bytes and opens nothing; the second writes files. (A blob
+// parses compressed bytes, opens nothing and has no capability; the second
+// writes files, with the capabilities for that. (A blob
 // read over gRPC, from a foreign store, is inflated on a thread that is not.)
 enum class Worker { kInflate, kExtract };
 absl::Status ConfineWorker(Worker worker);

@@ -13,6 +13,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <thread>
@@ -346,6 +347,80 @@ TEST_F(ApplyTest, AttributesComeInTheRightOrder) {
             0);
 }
 
+TEST_F(ApplyTest, WhatADirectoryHandsDownIsUndone) {
+  // Set-group-id, and a default ACL: user::rwx, group::r-x, other::---.
+  std::string acl("\2\0\0\0", 4);
+  for (const auto& [tag, rights] :
+       {std::pair{1, 7}, std::pair{4, 5}, std::pair{0x20, 0}}) {
+    acl += std::string({static_cast<char>(tag), 0, static_cast<char>(rights), 0,
+                        '\xff', '\xff', '\xff', '\xff'});
+  }
+  const std::string pax =
+      PaxRecord("SCHILY.xattr.system.posix_acl_default", acl);
+  const auto result = Apply(Tar({{"g/", '5', "", "", 02775, 50},
+                                 {"g/f", '0', "x", "", 0664},
+                                 {"x", 'x', pax},
+                                 {"a/", '5', "", "", 0755},
+                                 {"a/f", '0', "x", "", 0666},
+                                 {"l", '2', "", "a"},
+                                 {"l/f2", '0', "x", "", 0666},
+                                 {"b/", '5', "", "", 0755},
+                                 {"l", '2', "", "b"},
+                                 {"l/f3", '0', "x", "", 0666},
+                                 {"b/", '5', "", "", 02755, 50},
+                                 {"b/f4", '0', "x", "", 0604},
+                                 {"b/f5", '0', "x", "", 04755, 1},
+                                 {"b/f6", '0', "x", "", 0444}}));
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(Stat("g/f").st_gid, 0u);
+  EXPECT_EQ(Stat("g/f").st_mode & 07777, 0664u);
+  for (const char* name : {"a/f", "a/f2", "b/f3"}) {
+    EXPECT_EQ(Stat(name).st_mode & 07777, 0666u) << name;
+  }
+  EXPECT_EQ(Stat("b/f4").st_gid, 0u);
+  EXPECT_EQ(Stat("b/f4").st_mode & 07777, 0604u);
+  EXPECT_EQ(Stat("b/f5").st_mode & 07777, 04755u);
+  EXPECT_EQ(Stat("b/f5").st_uid, 1u);
+  EXPECT_EQ(Stat("b/f6").st_mode & 07777, 0444u);
+}
+
+// Somebody renames and swaps folders and symlinks while the layer is unpacked.
+TEST_F(ApplyTest, RenamesMeanwhileLeadNowhere) {
+  const std::string outside = dir_.Path("outside");
+  ASSERT_EQ(Run(absl::StrCat("mkdir -p ", root_, "/d/e/f; ln -s ", outside, " ",
+                             root_, "/l; ln -s ", outside, " ", root_, "/d/m")),
+            0);
+  std::atomic<bool> over{false};
+  std::thread swapping([&] {
+    while (!over) {
+      for (const auto& [a, b] : {std::pair{"d", "l"}, std::pair{"d/e", "d/m"},
+                                 std::pair{"l/e", "l/m"}}) {
+        (void)::renameat2(AT_FDCWD, Path(a).c_str(), AT_FDCWD, Path(b).c_str(),
+                          RENAME_EXCHANGE);
+      }
+    }
+  });
+  std::vector<Item> items;
+  for (int i = 0; i < 3000; ++i) {
+    const std::string n = std::to_string(i);
+    items.push_back({"d/e/f/" + n, '0', "x", "", 0777});
+    items.push_back({"d/" + n, '0', "x"});
+    items.push_back({"d/e/.wh.secret"});
+    items.push_back({"d/secret", '1', "", "d/e/secret"});
+    items.push_back({"d/.wh.secret"});
+    items.push_back({"d/e/", '5', "", "", 0700, 3});
+  }
+  for (int round = 0; round < 3; ++round) (void)Apply(Tar(items));  // May fail.
+  // One at a time, so that a failure does not end the rest.
+  for (int i = 0; i < 60; ++i) (void)Apply(Tar({items[i]}));
+  over = true;
+  swapping.join();
+  ExpectOutsideUntouched();
+  struct stat st;
+  ASSERT_EQ(::stat(outside.c_str(), &st), 0);
+  EXPECT_EQ(st.st_uid, 0u);
+}
+
 TEST_F(ApplyTest, LimitsAreNamed) {
   auto expect_limit = [&](const std::string& layer, const std::string& word) {
     const absl::Status status = Apply(layer).status();
@@ -504,6 +579,41 @@ TEST(ConfinedWorkers, CanDoNothingButTheirWork) {
       }
     }).join();
   }
+}
+
+TEST(ConfinedWorkers, HoldFewCapabilities) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  const auto caps_of = [](Worker worker) {
+    std::atomic<pid_t> tid{0};
+    std::atomic<bool> over{false};
+    std::thread thread([&] {
+      const pid_t self = ::gettid();
+      if (ConfineWorker(worker).ok())
+        tid = self;
+      else
+        tid = -1;
+      while (!over) std::this_thread::yield();
+    });
+    while (tid == 0) std::this_thread::yield();
+    const std::string status =
+        ReadFileOrDie(absl::StrCat("/proc/self/task/", tid.load(), "/status"));
+    over = true;
+    thread.join();
+    std::vector<std::string> out;
+    for (const char* key :
+         {"CapPrm:\t", "CapEff:\t", "NoNewPrivs:\t", "Seccomp:\t"}) {
+      const size_t at = status.find(key) + std::strlen(key);
+      out.push_back(status.substr(at, status.find('\n', at) - at));
+    }
+    return out;
+  };
+  EXPECT_EQ(caps_of(Worker::kInflate),
+            (std::vector<std::string>{"0000000000000000", "0000000000000000",
+                                      "1", "2"}));
+  // chown, dac_override, fowner, fsetid, sys_admin, mknod, setfcap.
+  EXPECT_EQ(caps_of(Worker::kExtract),
+            (std::vector<std::string>{"000000008820001b", "000000008820001b",
+                                      "1", "2"}));
 }
 
 TEST_F(ApplyTest, AGrowingFileIsFollowedToItsEnd) {

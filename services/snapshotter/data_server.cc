@@ -12,6 +12,7 @@
 #include "lib/base/status_macros.h"
 #include "lib/dataplane/dataplane.h"
 #include "lib/log/log.h"
+#include "lib/os/memory.h"
 #include "lib/os/socket.h"
 
 namespace bulkhead::snapshotter {
@@ -63,6 +64,7 @@ absl::Status Feed(int socket, FdSource* source) {
   if (!message.is_object()) return absl::InvalidArgumentError("not JSON");
   const std::string op = Text(message, "op");
   if (op == "advance") {
+    os::ReleaseCodeNowAndThen();
     ASSIGN_OR_RETURN(const int64_t offset, Offset(message, "offset"));
     return source->Advance(offset);
   }

@@ -1,6 +1,7 @@
 #include "services/snapshotter/main.h"
 
 #include <linux/capability.h>
+#include <malloc.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -20,6 +21,8 @@
 
 namespace bulkhead {
 namespace {
+
+constexpr int kMappedBytesMin = 128 << 10;
 
 using snapshotter::TreeSnapshotterOptions;
 
@@ -68,6 +71,8 @@ int SnapshotterMain(int argc, char** argv) {
       argc, argv, options, [](service::Context& context) -> absl::Status {
         const config::Config& config = context.config();
         ::umask(0);  // Layers say what modes are.
+        // An unpack's buffers and windows go back when it ends.
+        ::mallopt(M_MMAP_THRESHOLD, kMappedBytesMin);
         rlimit files{};
         if (::getrlimit(RLIMIT_NOFILE, &files) == 0) {
           files.rlim_cur = files.rlim_max;

@@ -10,7 +10,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <climits>
+#include <cstdlib>
 #include <memory>
+#include <optional>
 #include <set>
 
 #include "absl/container/flat_hash_map.h"
@@ -39,11 +41,22 @@ constexpr int64_t kMinorMax = (1 << 20) - 1;
 constexpr int64_t kIdMax = 0xfffffffe;
 constexpr int64_t kNs = 1000000000;
 
+// Of this process; it can be read from here alone.
+mode_t CurrentUmask() {
+  const absl::StatusOr<std::string> status = os::ReadFile("/proc/self/status");
+  const size_t at = status.ok() ? status->find("Umask:\t") : std::string::npos;
+  if (at == std::string::npos) return 0777;  // Not known: set every mode.
+  return std::strtoul(status->c_str() + at + 7, nullptr, 8);
+}
+
 class Extractor {
  public:
   Extractor(ByteStream& stream, std::unique_ptr<TreeRoot> root,
             const ExtractOptions& options)
-      : reader_(stream), root_(std::move(root)), options_(options) {}
+      : reader_(stream),
+        root_(std::move(root)),
+        options_(options),
+        umask_(CurrentUmask()) {}
 
   absl::StatusOr<ExtractResult> Run() {
     for (const std::string& dir : options_.lower_dirs) {
@@ -159,7 +172,10 @@ class Extractor {
                               const struct stat& st) {
     RETURN_IF_ERROR(RemoveAt(parent, name));
     // Cached descriptors may lead through what has gone.
-    if (S_ISDIR(st.st_mode) || S_ISLNK(st.st_mode)) stale_ = true;
+    if (S_ISDIR(st.st_mode) || S_ISLNK(st.st_mode)) {
+      stale_ = true;
+      plain_dir_.reset();
+    }
     return absl::OkStatus();
   }
 
@@ -254,8 +270,9 @@ class Extractor {
     bool merge = false;
     // A fresh regular file, by far the commonest, needs no look first.
     if (entry.type == TarType::kFile) {
-      os::UniqueFd fd(::openat(parent, base.c_str(), kCreateFlags, 0600));
-      if (fd.valid()) return WriteFile(entry, clean, fd.get());
+      const mode_t made = CreateMode(entry, clean, parent);
+      os::UniqueFd fd(::openat(parent, base.c_str(), kCreateFlags, made));
+      if (fd.valid()) return WriteFile(entry, clean, fd.get(), made);
       if (errno != EEXIST) return os::ErrnoStatus(errno, "create");
     }
     if (::fstatat(parent, base.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0) {
@@ -267,9 +284,10 @@ class Extractor {
     }
     switch (entry.type) {
       case TarType::kFile: {
-        os::UniqueFd fd(::openat(parent, base.c_str(), kCreateFlags, 0600));
+        os::UniqueFd fd(
+            ::openat(parent, base.c_str(), kCreateFlags, kPrivateMode));
         if (!fd.valid()) return os::ErrnoStatus(errno, "create");
-        RETURN_IF_ERROR(WriteFile(entry, clean, fd.get()));
+        RETURN_IF_ERROR(WriteFile(entry, clean, fd.get(), kPrivateMode));
         break;
       }
       case TarType::kDirectory: {
@@ -285,7 +303,8 @@ class Extractor {
             ::fsetxattr(fd.get(), kOpaqueXattr, "y", 1, 0) != 0) {
           return os::ErrnoStatus(errno, "setxattr trusted.overlay.opaque");
         }
-        RETURN_IF_ERROR(SetOpenAttributes(entry, fd.get()));
+        RETURN_IF_ERROR(SetOpenAttributes(entry, fd.get(), kPrivateMode));
+        plain_dir_.reset();  // It may have been this one.
         DirTime times{};
         TimesOf(entry, times.times);
         RETURN_IF_ERROR(RememberTimes(clean, times));
@@ -314,8 +333,28 @@ class Extractor {
     return Settle();
   }
 
+  // The mode to create a file with: its own where nothing of the directory
+  // changes what becomes of it, so that it need not be set again.
+  mode_t CreateMode(const TarEntry& entry, const std::string& clean,
+                    int parent) {
+    if ((entry.mode & 07000) != 0 || umask_ != 0 || !entry.xattrs.empty()) {
+      return kPrivateMode;
+    }
+    const std::string dir = SplitName(clean).first;
+    if (plain_dir_ != dir) {
+      struct stat st;
+      // Set-group-id hands down the group, a default ACL the mode's limits.
+      const bool plain =
+          ::fstat(parent, &st) == 0 && (st.st_mode & S_ISGID) == 0 &&
+          ::fgetxattr(parent, "system.posix_acl_default", nullptr, 0) < 0;
+      if (!plain) return kPrivateMode;
+      plain_dir_ = dir;
+    }
+    return entry.mode;
+  }
+
   absl::Status WriteFile(const TarEntry& entry, const std::string& clean,
-                         int fd) {
+                         int fd, mode_t made_mode) {
     if (entry.sparse || entry.size_bytes > 0) {
       if (entry.sparse && ::ftruncate(fd, entry.size_bytes) != 0) {
         return os::ErrnoStatus(errno, "truncate");
@@ -335,7 +374,7 @@ class Extractor {
         seen.push_back(clean);
       }
     }
-    RETURN_IF_ERROR(SetOpenAttributes(entry, fd));
+    RETURN_IF_ERROR(SetOpenAttributes(entry, fd, made_mode));
     timespec times[2];
     TimesOf(entry, times);
     if (::futimens(fd, times) != 0) return os::ErrnoStatus(errno, "utimes");
@@ -369,15 +408,22 @@ class Extractor {
   }
 
   // Files and directories: owner (which clears set-id bits), xattrs, mode.
-  absl::Status SetOpenAttributes(const TarEntry& entry, int fd) {
-    if (::fchown(fd, entry.uid, entry.gid) != 0) {
+  // `made_mode` is what a file was created with: kPrivateMode unless it has its
+  // final mode and, as owner, this process.
+  absl::Status SetOpenAttributes(const TarEntry& entry, int fd,
+                                 mode_t made_mode) {
+    const bool final_mode = made_mode != kPrivateMode;
+    if (!(final_mode && entry.uid == uid_ && entry.gid == gid_) &&
+        ::fchown(fd, entry.uid, entry.gid) != 0) {
       return os::ErrnoStatus(errno, "chown");
     }
     RETURN_IF_ERROR(SetXattrs(
         entry, [fd](const std::string& key, const std::string& value) {
           return ::fsetxattr(fd, key.c_str(), value.data(), value.size(), 0);
         }));
-    if (::fchmod(fd, entry.mode) != 0) return os::ErrnoStatus(errno, "chmod");
+    if (!final_mode && ::fchmod(fd, entry.mode) != 0) {
+      return os::ErrnoStatus(errno, "chmod");
+    }
     return absl::OkStatus();
   }
 
@@ -471,6 +517,7 @@ class Extractor {
     return absl::OkStatus();
   }
 
+  static constexpr mode_t kPrivateMode = 0600;
   static constexpr int kCreateFlags =
       O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
 
@@ -485,6 +532,11 @@ class Extractor {
   absl::flat_hash_set<size_t> unpacked_;
   const uintptr_t salt_ = reinterpret_cast<uintptr_t>(this);
   bool stale_ = false;
+  const int64_t uid_ = ::geteuid();
+  const int64_t gid_ = ::getegid();
+  const mode_t umask_;
+  // The last directory that hands nothing down to files made in it.
+  std::optional<std::string> plain_dir_;
   ExtractResult result_;
 };
 
