@@ -220,6 +220,14 @@ class RangeFetch {
       lock.lock();
       if (fatal.ok()) fatal = told;
       if (status.ok() && fatal.ok()) continue;
+      if (main && fatal.ok() && helpers_ > 0 && !no_helpers_ && !stop_) {
+        // Perhaps the registry serves one stream at a time, and a helper has
+        // it: once more without them.
+        no_helpers_ = true;
+        retire_ = helpers_;
+        while (helpers_ > 0 && !stop_) changed_.wait_for(lock, kTick);
+        continue;
+      }
       if (main || !fatal.ok()) {
         if (failed_.ok()) failed_ = fatal.ok() ? status : fatal;
         stop_ = true;
