@@ -3,6 +3,8 @@
 #include <sys/socket.h>
 
 #include <filesystem>
+#include <map>
+#include <string>
 
 #include "lib/config/config.h"
 #include "lib/os/fd.h"
@@ -35,15 +37,27 @@ std::unique_ptr<ContentBackend> MakeContentBackend(
                                config.DataSocket("content"));
 }
 
-Snapshots::Backends MakeSnapshotBackends(const config::Config& config) {
-  Snapshots::Backends backends;
+// Where each snapshotter is served.
+std::map<std::string, std::string> SnapshotterSockets(
+    const config::Config& config) {
+  std::map<std::string, std::string> sockets;
   for (const std::string& name : config.snapshotter.snapshotters) {
-    backends[name] = ConnectSnapshotBackend(config.Socket("snapshotter"), name);
+    sockets[name] = config.Socket("snapshotter");
   }
   for (const auto& [name, plugin] : config.proxy_plugins) {
-    if (plugin.type == "snapshot") {
-      backends[name] = ConnectSnapshotBackend(plugin.address, name);
-    }
+    if (plugin.type == "snapshot") sockets[name] = plugin.address;
+  }
+  return sockets;
+}
+
+// Those that are not in `known`, which takes them up.
+Snapshots::Backends MakeSnapshotBackends(
+    const config::Config& config, std::map<std::string, std::string>* known) {
+  Snapshots::Backends backends;
+  for (const auto& [name, socket] : SnapshotterSockets(config)) {
+    std::string& old = (*known)[name];
+    if (old != socket) backends[name] = ConnectSnapshotBackend(socket, name);
+    old = socket;
   }
   return backends;
 }
@@ -59,7 +73,9 @@ absl::Status Body(service::Context& context) {
   const std::unique_ptr<ContentBackend> blobs = MakeContentBackend(config);
   Content content(store, *blobs,
                   config.metadata.content_sharing_policy == "isolated");
-  Snapshots snapshots(store, MakeSnapshotBackends(config));
+  std::map<std::string, std::string> snapshotter_sockets;
+  Snapshots snapshots(store,
+                      MakeSnapshotBackends(config, &snapshotter_sockets));
 
   CollectorOptions options;
   options.startup_delay = config.metadata.gc_startup_delay;
@@ -103,6 +119,10 @@ absl::Status Body(service::Context& context) {
   services.push_back(admin.get());
   DataServer data_server(std::move(data), content);
   RETURN_IF_ERROR(context.ListenGrpc(services));
+  context.OnReload([&](const config::Config& fresh) {
+    snapshots.ReplaceBackends(
+        MakeSnapshotBackends(fresh, &snapshotter_sockets));
+  });
   context.Run();
   return absl::OkStatus();
 }

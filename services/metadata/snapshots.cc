@@ -109,6 +109,7 @@ absl::StatusOr<SnapshotBackend*> Snapshots::Backend(
   if (call.snapshotter.empty()) {
     return absl::InvalidArgumentError("snapshotter argument missing");
   }
+  std::lock_guard lock(backends_mutex_);
   auto it = backends_.find(call.snapshotter);
   if (it == backends_.end()) {
     return absl::InvalidArgumentError(
@@ -509,8 +510,18 @@ absl::StatusOr<snapshots_v1::UsageResponse> Snapshots::Usage(
   return backend->Usage(record.backend_key());
 }
 
+void Snapshots::ReplaceBackends(Backends fresh) {
+  std::lock_guard lock(backends_mutex_);
+  for (auto& [name, backend] : fresh) {
+    std::unique_ptr<SnapshotBackend>& slot = backends_[name];
+    if (slot != nullptr) retired_.push_back(std::move(slot));
+    slot = std::move(backend);
+  }
+}
+
 std::vector<std::string> Snapshots::names() const {
   std::vector<std::string> names;
+  std::lock_guard lock(backends_mutex_);
   for (const auto& [name, backend] : backends_) names.push_back(name);
   return names;
 }

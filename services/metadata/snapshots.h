@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,10 @@ class Snapshots {
 
   Snapshots(Store& store, Backends backends)
       : store_(store), backends_(std::move(backends)) {}
+
+  // Takes `fresh` in place of the backends of the same names, or besides those
+  // there are; calls that run go on with the old ones. For a reload.
+  void ReplaceBackends(Backends fresh);
 
   // Prepare, or View. Errors: kAlreadyExists: the key, or what its label
   //   snapshot.ref names, is there (and joined the lease). kNotFound: no such
@@ -90,7 +95,10 @@ class Snapshots {
                       const std::string& backend_parent);
 
   Store& store_;
-  const Backends backends_;
+  mutable std::mutex backends_mutex_;
+  Backends backends_;
+  // Replaced ones: calls may still be in them.
+  std::vector<std::unique_ptr<SnapshotBackend>> retired_;
   KeyedLocks backend_keys_;
 };
 
