@@ -12,7 +12,6 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <set>
 #include <tuple>
 #include <utility>
 
@@ -29,6 +28,7 @@
 #include "cli/rootfs_view.h"
 #include "cli/spec/options.h"
 #include "cli/tree_copy.h"
+#include "cli/tree_diff.h"
 #include "cli/volumes.h"
 #include "lib/base/status_macros.h"
 #include "lib/oci/reference.h"
@@ -53,7 +53,6 @@ using Mounts = google::protobuf::RepeatedPtrField<containerd::types::Mount>;
 constexpr char kResourcesType[] =
     "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 constexpr int64_t kCpuPeriodMicros = 100'000;
-constexpr int kDiffDepthMax = 256;
 
 std::vector<os::MountSpec> SpecsOf(const Mounts& mounts) {
   std::vector<os::MountSpec> specs;
@@ -390,86 +389,6 @@ absl::Status Export(Client& client, const std::string& name,
       const os::UniqueFd file,
       os::Open(output, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600));
   return StreamBlob(client, layer.digest(), file.get());
-}
-
-absl::StatusOr<std::set<std::string>> NamesIn(int folder) {
-  std::set<std::string> names;
-  ASSIGN_OR_RETURN(os::UniqueFd listed,
-                   os::OpenAt(folder, ".", O_RDONLY | O_DIRECTORY));
-  std::unique_ptr<DIR, int (*)(DIR*)> dir(::fdopendir(listed.get()),
-                                          ::closedir);
-  if (dir == nullptr) return os::ErrnoStatus(errno, "opendir");
-  (void)listed.Release();
-  while (const dirent* entry = ::readdir(dir.get())) {
-    const std::string name = entry->d_name;
-    if (name != "." && name != "..") names.insert(name);
-  }
-  return names;
-}
-
-bool Differs(const struct stat& a, const struct stat& b) {
-  if (a.st_mode != b.st_mode || a.st_uid != b.st_uid || a.st_gid != b.st_gid ||
-      a.st_rdev != b.st_rdev) {
-    return true;
-  }
-  if (S_ISDIR(a.st_mode)) return false;  // Its entries tell.
-  return a.st_size != b.st_size || a.st_mtim.tv_sec != b.st_mtim.tv_sec ||
-         a.st_mtim.tv_nsec != b.st_mtim.tv_nsec;
-}
-
-// Docker's lines: A, C or D and a path. `before` may be -1: nothing was there.
-absl::Status PrintChanges(int before, int now, const std::string& path,
-                          int depth, bool* changed) {
-  if (depth > kDiffDepthMax) {
-    return absl::ResourceExhaustedError("folders nested too deeply");
-  }
-  std::set<std::string> old_names;
-  if (before >= 0) {
-    ASSIGN_OR_RETURN(old_names, NamesIn(before));
-  }
-  ASSIGN_OR_RETURN(const std::set<std::string> names, NamesIn(now));
-  for (const std::string& name : old_names) {
-    if (names.contains(name)) continue;
-    std::printf("D %s\n", Printable(path + "/" + name).c_str());
-    *changed = true;
-  }
-  for (const std::string& name : names) {
-    const std::string full = path + "/" + name;
-    struct stat info {};
-    struct stat old {};
-    if (::fstatat(now, name.c_str(), &info, AT_SYMLINK_NOFOLLOW) != 0) continue;
-    const bool existed =
-        old_names.contains(name) &&
-        ::fstatat(before, name.c_str(), &old, AT_SYMLINK_NOFOLLOW) == 0;
-    const bool is_folder = S_ISDIR(info.st_mode);
-    if (!existed) {
-      std::printf("A %s\n", Printable(full).c_str());
-      *changed = true;
-    } else if (!is_folder) {
-      if (Differs(info, old)) {
-        std::printf("C %s\n", Printable(full).c_str());
-        *changed = true;
-      }
-    }
-    if (!is_folder) continue;
-    ASSIGN_OR_RETURN(
-        const os::UniqueFd below,
-        os::OpenAt(now, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
-    os::UniqueFd old_below;
-    if (existed && S_ISDIR(old.st_mode)) {
-      ASSIGN_OR_RETURN(
-          old_below,
-          os::OpenAt(before, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
-    }
-    bool inside = false;
-    RETURN_IF_ERROR(PrintChanges(old_below.valid() ? old_below.get() : -1,
-                                 below.get(), full, depth + 1, &inside));
-    if (existed && (inside || Differs(info, old))) {
-      std::printf("C %s\n", Printable(full).c_str());
-      *changed = true;
-    }
-  }
-  return absl::OkStatus();
 }
 
 absl::Status PrintDiff(Client& client, const std::string& name) {

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <optional>
 
+#include "cli/cmd_snapshot.h"
 #include "cli/cmd_volume.h"
 #include "cli/command.h"
 #include "cli/commands.h"
@@ -28,6 +29,7 @@ void Declare(Command& root) {
   AddImageGroup(root);
   AddContainerCommands(root);
   AddVolumeCommands(root);
+  AddSnapshotCommands(root);
   AddListCommands(root);
   AddLifecycleCommands(root);
   AddUsageCommands(root);
