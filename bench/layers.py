@@ -27,14 +27,23 @@ def _fetch(side, image):
 
 
 def _unpack(side, image):
-    return _ctr(side, "images", "pull", "--plain-http", image)
+    return _ctr(side, "images", "pull", "--plain-http", "--snapshotter", side.snapshotter, image)
+
+
+def _snapshots(side, *args):
+    return _ctr(side, "snapshots", "--snapshotter", side.snapshotter, *args)
+
+
+def _do(side, *args):
+    return subprocess.run(_snapshots(side, *args), check=True, capture_output=True,
+                          text=True).stdout
 
 
 def _fill(side, key, parent):
     """A container's writable layer with FILES files in it."""
     where = proc.temp_dir()
-    _run(side, "snapshots", "prepare", key, parent)
-    mount = _run(side, "snapshots", "mounts", where, key)
+    _do(side, "prepare", key, parent)
+    mount = _do(side, "mounts", where, key)
     subprocess.run(["sh", "-ec", mount], check=True)
     try:
         for n in range(FILES):
@@ -48,7 +57,7 @@ def _fill(side, key, parent):
 
 
 def _top(side):
-    lines = [line.split() for line in _run(side, "snapshots", "ls").splitlines()[1:]]
+    lines = [line.split() for line in _do(side, "ls").splitlines()[1:]]
     parents = {line[1] for line in lines if len(line) == 3}
     return [line[0] for line in lines if line[0] not in parents][0]
 
@@ -64,7 +73,8 @@ def _wait_deleted(side):
     proc.wait_for(gone, "removed snapshots to vanish", 60, 0.005)
 
 
-def bench_layers(report, reg, sides, rounds, tags):
+def bench_layers(report, reg, sides, rounds, tags, kind=""):
+    """`kind` says in the report which snapshotter of ours it was."""
     for tag in tags:
         image = reg.host + "/" + tag + ":1"
         wall, cpu, peak = ([], []), ([], []), ([], [])
@@ -79,9 +89,9 @@ def bench_layers(report, reg, sides, rounds, tags):
                     timed = measure.Timed(_unpack(side, image), side.pids(), side.env)
                     wall[i].append(timed.wall)
                     cpu[i].append(timed.cpu)
-        report.add("unpack, %s: wall" % tag, "s", *wall)
-        report.add("unpack, %s: CPU of daemons and client" % tag, "s", *cpu)
-        report.add("unpack, %s: peak memory of daemons" % tag, "MiB PSS", *peak)
+        report.add(kind + "unpack, %s: wall" % tag, "s", *wall)
+        report.add(kind + "unpack, %s: CPU of daemons and client" % tag, "s", *cpu)
+        report.add(kind + "unpack, %s: peak memory of daemons" % tag, "MiB PSS", *peak)
     commit, usage, remove, gone = ([], []), ([], []), ([], []), ([], [])
     image = reg.host + "/" + tags[-1] + ":1"
     for _ in range(rounds):
@@ -91,19 +101,19 @@ def bench_layers(report, reg, sides, rounds, tags):
                 _fill(side, "work", _top(side))
                 for _ in range(5):
                     usage[i].append(1000 * measure.Timed(
-                        _ctr(side, "snapshots", "usage", "work"), [], side.env).wall)
+                        _snapshots(side, "usage", "work"), [], side.env).wall)
                 commit[i].append(1000 * measure.Timed(
-                    _ctr(side, "snapshots", "commit", "done", "work"), [], side.env).wall)
-                _run(side, "snapshots", "rm", "done")
+                    _snapshots(side, "commit", "done", "work"), [], side.env).wall)
+                _do(side, "rm", "done")
                 began = time.monotonic()
                 remove[i].append(measure.Timed(_ctr(side, "images", "rm", "--sync", image), [],
                                                side.env).wall)
                 _wait_deleted(side)
                 gone[i].append(time.monotonic() - began)
-    report.add("usage of a snapshot of %d files: wall" % FILES, "ms", *usage)
-    report.add("commit of %d files: wall" % FILES, "ms", *commit)
-    report.add("remove an image, %s: wall" % tags[-1], "s", *remove)
-    report.add("remove an image, %s: gone from the disk" % tags[-1], "s", *gone)
+    report.add(kind + "usage of a snapshot of %d files: wall" % FILES, "ms", *usage)
+    report.add(kind + "commit of %d files: wall" % FILES, "ms", *commit)
+    report.add(kind + "remove an image, %s: wall" % tags[-1], "s", *remove)
+    report.add(kind + "remove an image, %s: gone from the disk" % tags[-1], "s", *gone)
 
 
 def push(layout, reg, layers, one):

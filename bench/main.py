@@ -28,6 +28,7 @@ class Side:
     def __init__(self, daemon):
         self.daemon = daemon
         self.ours = isinstance(daemon, suite.Suite)
+        self.snapshotter = "overlayfs"
         self.env = dict(os.environ, BULKHEAD_ADDRESS=daemon.address, CONTAINERD_NAMESPACE=NS)
 
     def pids(self):
@@ -62,6 +63,13 @@ class Side:
 
 def sides():
     return Side(suite.Suite()), Side(suite.Containerd())
+
+
+def erofs_sides():
+    """Our erofs beside containerd's overlayfs: 1.6 has nothing like it."""
+    ours = Side(suite.Suite('[snapshotter]\nsnapshotters = ["erofs"]\n'))
+    ours.snapshotter = "erofs"
+    return ours, Side(suite.Containerd())
 
 
 def tree_layers(total_mib, count):
@@ -209,8 +217,8 @@ def main():
     parser.add_argument("--pull-rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=400, metavar="MIB",
                         help="of the pulled image, unpacked")
-    parser.add_argument("--only", choices=("pull", "run", "layers", "registries", "shims",
-                                           "tasks", "records", "collect"))
+    parser.add_argument("--only", choices=("pull", "run", "layers", "erofs", "registries",
+                                           "shims", "tasks", "records", "collect"))
     parser.add_argument("--cases", default=",".join(registries_bench.CASES),
                         help="of the registries [%(default)s]")
     parser.add_argument("--layer-size", type=int, default=1024, metavar="MIB",
@@ -225,10 +233,13 @@ def main():
         with registry.Registry() as reg:
             layout.push("busybox", reg.host + "/busybox:1")
             print("%-44s %10s %10s %8s" % ("", "ours", "containerd", "ratio"))
-            if args.only in (None, "layers"):
+            if args.only in (None, "layers", "erofs"):
                 tags = layers_bench.push(layout, reg, tree_layers(args.size, 6),
                                          tree_layers(args.size, 1)[0])
-                layers_bench.bench_layers(report, reg, sides, args.pull_rounds, tags)
+                if args.only != "erofs":
+                    layers_bench.bench_layers(report, reg, sides, args.pull_rounds, tags)
+                layers_bench.bench_layers(report, reg, erofs_sides, args.pull_rounds, tags,
+                                          "erofs: ")
             if args.only in (None, "pull"):
                 layers = tree_layers(args.size, 6)
                 for tag in ("gzip", "zstd"):
