@@ -39,6 +39,7 @@ constexpr char kAuthResponseType[] = "containerd.types.transfer.AuthResponse";
 constexpr char kSourceLabel[] = "containerd.io/distribution.source.";
 constexpr char kRebaseCapability[] = "rebase";
 constexpr char kOurRebasing[] = "overlayfs";
+constexpr char kOurImages[] = "erofs";
 
 // Clients in other languages send "type.googleapis.com/...".
 std::string BareType(const std::string& type_url) {
@@ -222,7 +223,8 @@ ImageDestination DestinationOf(const transfer::ImageStore& destination,
                           : unpack.snapshotter();
     const auto proxy = config.proxy_plugins.find(out.snapshotter);
     if (proxy == config.proxy_plugins.end()) {
-      out.rebase = out.snapshotter == kOurRebasing;
+      out.rebase =
+          out.snapshotter == kOurRebasing || out.snapshotter == kOurImages;
     } else {
       const auto& list = proxy->second.capabilities;
       out.rebase = std::count(list.begin(), list.end(), kRebaseCapability) > 0;

@@ -194,7 +194,10 @@ std::vector<introspection::Plugin> AllPlugins(const config::Config& config,
     plugin.set_type(kSnapshotterType);
     plugin.set_id(name);
     SetPlatform("", &plugin);
-    if (name == "overlayfs") plugin.add_capabilities("rebase");
+    if (name == "overlayfs" || name == "erofs") {
+      plugin.add_capabilities("remap-ids");
+      plugin.add_capabilities("rebase");
+    }
     (*plugin.mutable_exports())["root"] =
         absl::StrCat(config.RootDir("snapshotter"), "/", name);
     prober.Check(config.Socket("snapshotter"), &plugin);

@@ -21,7 +21,6 @@ namespace {
 
 namespace content_v1 = containerd::services::content::v1;
 namespace diff_v1 = containerd::services::diff::v1;
-namespace mounts_v1 = containerd::services::mounts::v1;
 
 constexpr char kGzipLayer[] = "application/vnd.oci.image.layer.v1.tar+gzip";
 constexpr char kZstdLayer[] = "application/vnd.oci.image.layer.v1.tar+zstd";
@@ -82,10 +81,6 @@ std::vector<os::MountSpec> SpecsOf(const Mounts& mounts) {
                      {mount.options().begin(), mount.options().end()}});
   }
   return specs;
-}
-
-grpc::Status UnknownMount(const std::string& name) {
-  return rpc::ToGrpc(absl::NotFoundError(absl::StrCat("mount ", name)));
 }
 
 }  // namespace
@@ -220,36 +215,6 @@ grpc::Status DiffService::Diff(grpc::ServerContext* context,
                                diff_v1::DiffResponse* response) {
   return rpc::ToGrpc(
       WriteDiffBlob(*request, rpc::ContextOf(*context), response));
-}
-
-grpc::Status MountsService::Activate(grpc::ServerContext*,
-                                     const mounts_v1::ActivateRequest*,
-                                     mounts_v1::ActivateResponse*) {
-  return rpc::ToGrpc(absl::UnimplementedError("no mount needs activation"));
-}
-
-grpc::Status MountsService::Deactivate(
-    grpc::ServerContext*, const mounts_v1::DeactivateRequest* request,
-    google::protobuf::Empty*) {
-  return UnknownMount(request->name());
-}
-
-grpc::Status MountsService::Info(grpc::ServerContext*,
-                                 const mounts_v1::InfoRequest* request,
-                                 mounts_v1::InfoResponse*) {
-  return UnknownMount(request->name());
-}
-
-grpc::Status MountsService::Update(grpc::ServerContext*,
-                                   const mounts_v1::UpdateRequest*,
-                                   mounts_v1::UpdateResponse*) {
-  return rpc::ToGrpc(absl::UnimplementedError("Mounts.Update"));
-}
-
-grpc::Status MountsService::List(grpc::ServerContext*,
-                                 const mounts_v1::ListRequest*,
-                                 grpc::ServerWriter<mounts_v1::ListMessage>*) {
-  return grpc::Status::OK;
 }
 
 }  // namespace bulkhead::snapshotter

@@ -9,7 +9,6 @@
 #include "lib/rpc/context.h"
 #include "proto/containerd/services/content/v1/content.grpc.pb.h"
 #include "proto/containerd/services/diff/v1/diff.grpc.pb.h"
-#include "proto/containerd/services/mounts/v1/mounts.grpc.pb.h"
 #include "services/snapshotter/applier.h"
 
 namespace bulkhead::snapshotter {
@@ -50,34 +49,6 @@ class DiffService final : public containerd::services::diff::v1::Diff::Service {
   const std::unique_ptr<
       containerd::services::content::v1::Content::StubInterface>
       content_;
-};
-
-// Every mount a snapshotter of ours hands out is one for mount(2): Activate
-// is UNIMPLEMENTED, upon which clients mount directly, and no name is known.
-class MountsService final
-    : public containerd::services::mounts::v1::Mounts::Service {
- public:
-  grpc::Status Activate(
-      grpc::ServerContext* context,
-      const containerd::services::mounts::v1::ActivateRequest* request,
-      containerd::services::mounts::v1::ActivateResponse* response) override;
-  grpc::Status Deactivate(
-      grpc::ServerContext* context,
-      const containerd::services::mounts::v1::DeactivateRequest* request,
-      google::protobuf::Empty* response) override;
-  grpc::Status Info(
-      grpc::ServerContext* context,
-      const containerd::services::mounts::v1::InfoRequest* request,
-      containerd::services::mounts::v1::InfoResponse* response) override;
-  grpc::Status Update(
-      grpc::ServerContext* context,
-      const containerd::services::mounts::v1::UpdateRequest* request,
-      containerd::services::mounts::v1::UpdateResponse* response) override;
-  grpc::Status List(
-      grpc::ServerContext* context,
-      const containerd::services::mounts::v1::ListRequest* request,
-      grpc::ServerWriter<containerd::services::mounts::v1::ListMessage>* writer)
-      override;
 };
 
 }  // namespace bulkhead::snapshotter

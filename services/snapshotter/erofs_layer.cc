@@ -25,6 +25,11 @@ using Nid = ErofsWriter::Nid;
 constexpr char kWhiteoutPrefix[] = ".wh.";
 constexpr char kMetaPrefix[] = ".wh..wh.";
 constexpr char kOpaqueMarker[] = ".wh..wh..opq";
+// eStargz puts its table of contents last; it and the landmarks are no part of
+// the tree.
+constexpr char kStargzTable[] = "stargz.index.json";
+constexpr const char* kStargzFiles[] = {kStargzTable, ".prefetch.landmark",
+                                        ".no.prefetch.landmark"};
 constexpr char kOpaqueXattr[] = "trusted.overlay.opaque";
 constexpr int64_t kMajorMax = (1 << 12) - 1;
 constexpr int64_t kMinorMax = (1 << 20) - 1;
@@ -56,15 +61,18 @@ class LayerWriter {
             absl::StrCat("the layer has more than ", options_.entries_max,
                          " entries (snapshotter.layer_entries_max)"));
       }
-      result_.file_bytes += entry.size_bytes;
-      if (result_.file_bytes > options_.bytes_max) {
+      if (entry.size_bytes > options_.bytes_max - result_.file_bytes) {
         return absl::ResourceExhaustedError(
             absl::StrCat("the layer holds more than ", options_.bytes_max,
                          " bytes (snapshotter.layer_bytes_max)"));
       }
+      result_.file_bytes += entry.size_bytes;
       RETURN_IF_ERROR(
           Annotate(Add(entry),
                    absl::StrCat("entry \"", entry.name.substr(0, 256), "\"")));
+    }
+    if (entry.name == kStargzTable && entry.type == TarType::kFile) {
+      for (const char* name : kStargzFiles) Drop(0, name);
     }
     RETURN_IF_ERROR(Finish(implicit));
     return std::move(result_);

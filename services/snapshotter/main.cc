@@ -16,6 +16,9 @@
 #include "services/snapshotter/applier.h"
 #include "services/snapshotter/data_server.h"
 #include "services/snapshotter/diff_service.h"
+#include "services/snapshotter/lazy_snapshotter.h"
+#include "services/snapshotter/mount_manager.h"
+#include "services/snapshotter/mounts_service.h"
 #include "services/snapshotter/snapshots_service.h"
 #include "services/snapshotter/tree_snapshotter.h"
 
@@ -35,16 +38,20 @@ OpenSnapshotters(const config::Config& config) {
       options.driver = TreeSnapshotterOptions::Driver::kOverlay;
     } else if (name == "native") {
       options.driver = TreeSnapshotterOptions::Driver::kNative;
+    } else if (name == "btrfs") {
+      options.driver = TreeSnapshotterOptions::Driver::kBtrfs;
+    } else if (name == "erofs") {
+      options.driver = TreeSnapshotterOptions::Driver::kErofs;
     } else {
       return absl::InvalidArgumentError(
           absl::StrCat("snapshotter.snapshotters: \"", name,
-                       "\" is neither overlayfs nor native"));
+                       "\" is none of overlayfs, native, btrfs, erofs"));
     }
     options.name = name;
     options.root = absl::StrCat(config.RootDir("snapshotter"), "/", name);
     options.overlay_mount_options = config.snapshotter.overlay_mount_options;
     ASSIGN_OR_RETURN(std::unique_ptr<snapshotter::Snapshotter> opened,
-                     snapshotter::OpenTreeSnapshotter(options));
+                     snapshotter::OpenLazySnapshotter(options));
     out.push_back(std::move(opened));
   }
   return out;
@@ -101,7 +108,12 @@ int SnapshotterMain(int argc, char** argv) {
             applier, {.content_data_socket = config.DataSocket("content"),
                       .content_socket = config.Socket("content"),
                       .metadata_data_socket = config.DataSocket("metadata")});
-        snapshotter::MountsService mounts;
+        ASSIGN_OR_RETURN(
+            const auto mount_manager,
+            snapshotter::MountManager::Open(
+                absl::StrCat(config.ServiceDir("snapshotter"), "/mounts"),
+                {config.RootDir("snapshotter")}));
+        snapshotter::MountsService mounts(*mount_manager);
         ASSIGN_OR_RETURN(
             os::UniqueFd listener,
             context.Listen("data", config.DataSocket("snapshotter"), 0600,

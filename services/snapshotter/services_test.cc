@@ -19,6 +19,7 @@
 #include "lib/testing/temp_dir.h"
 #include "services/snapshotter/data_server.h"
 #include "services/snapshotter/diff_service.h"
+#include "services/snapshotter/loop_fs.h"
 #include "services/snapshotter/snapshots_service.h"
 #include "services/snapshotter/snapshotter_conformance.h"
 #include "services/snapshotter/tree_snapshotter.h"
@@ -193,9 +194,13 @@ class RemoteSnapshotter : public Snapshotter {
   std::string name_;
 };
 
+using Driver = TreeSnapshotterOptions::Driver;
+
 struct Served {
-  explicit Served(const std::string& root)
-      : core(OpenTreeSnapshotter({.name = "overlayfs", .root = root}).value()),
+  explicit Served(const std::string& root, Driver driver = Driver::kOverlay)
+      : core(OpenTreeSnapshotter(
+                 {.driver = driver, .name = "overlayfs", .root = root})
+                 .value()),
         service({core.get()}),
         server({&service}) {}
   std::unique_ptr<Snapshotter> core;
@@ -204,14 +209,23 @@ struct Served {
 };
 
 // Under a foreign name: the only snapshotter answers to any.
-std::unique_ptr<Snapshotter> OpenRemote(const std::string& root) {
-  auto served = std::make_shared<Served>(root);
-  auto channel = served->server.Connect();
-  return std::make_unique<RemoteSnapshotter>(channel, "foreign", served);
+Backend Remote(const std::string& name, Driver driver, bool overlay) {
+  return {name, overlay, [driver](const std::string& root) {
+            auto served = std::make_shared<Served>(
+                driver == Driver::kBtrfs ? BtrfsRootFor(root) : root, driver);
+            auto channel = served->server.Connect();
+            return std::make_unique<RemoteSnapshotter>(channel, "foreign",
+                                                       served);
+          }};
 }
 
-INSTANTIATE_TEST_SUITE_P(Rpc, SnapshotterConformance,
-                         ::testing::Values(Backend{"rpc", true, OpenRemote}));
+INSTANTIATE_TEST_SUITE_P(
+    Rpc, SnapshotterConformance,
+    ::testing::Values(Remote("overlayfs", Driver::kOverlay, true),
+                      Remote("native", Driver::kNative, false),
+                      Remote("btrfs", Driver::kBtrfs, false),
+                      Remote("erofs", Driver::kErofs, true)),
+    [](const auto& info) { return info.param.name; });
 
 TEST(SnapshotsWire, ListFiltersAndComesInBatches) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root";

@@ -8,6 +8,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "services/snapshotter/loop_fs.h"
 
 namespace bulkhead::snapshotter {
 namespace {
@@ -23,7 +24,16 @@ bool Says(const absl::Status& status, const std::string& text) {
 void SnapshotterConformance::SetUp() {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root";
   ::umask(0);
+  snapshotter_ = GetParam().open(dir_.Path("root"));
+  snapshotter_.reset();  // Whatever it needs to have mounted, it has now.
+  before_ = MountTable();
   Reopen();
+}
+
+void SnapshotterConformance::TearDown() {
+  if (snapshotter_ == nullptr) return;
+  snapshotter_.reset();
+  EXPECT_EQ(MountTable(), before_);
 }
 
 void SnapshotterConformance::Reopen() {
@@ -274,6 +284,43 @@ TEST_P(SnapshotterConformance, CommitMayNameAParent) {
   EXPECT_EQ(snapshotter_->Stat("c")->parent, "p");
   EXPECT_EQ(snapshotter_->Remove("p").code(), Code::kFailedPrecondition);
   EXPECT_EQ(Shell(*snapshotter_->View("v", "c", {}), "cat f g"), "parentchild");
+}
+
+TEST_P(SnapshotterConformance, DeepChainsWork) {
+  std::string parent;
+  for (int i = 0; i < 40; ++i) {
+    Layer(absl::StrCat(i), parent, absl::StrCat("f", i), "x");
+    parent = absl::StrCat(i);
+  }
+  EXPECT_EQ(Shell(*snapshotter_->Prepare("k", parent, {}), "ls | wc -l"),
+            "40\n");
+  for (int i = 39; i > 0; --i) {
+    EXPECT_FALSE(snapshotter_->Remove(absl::StrCat(i - 1)).ok());
+    if (i == 39) {
+      ASSERT_TRUE(snapshotter_->Remove("k").ok());
+    }
+    ASSERT_TRUE(snapshotter_->Remove(absl::StrCat(i)).ok());
+  }
+}
+
+TEST_P(SnapshotterConformance, EveryKindOfFileSurvivesACommit) {
+  const auto mounts = snapshotter_->Prepare("k", "", {});
+  ASSERT_TRUE(mounts.ok());
+  const std::string look =
+      "find . -mindepth 1 -printf '%p %y %m %U:%G %n %T@ %l|' | tr '|' '\\n' "
+      "| sort; getfattr -d -m '^(user|security)' -h *; du --apparent-size -b "
+      "sparse";
+  const std::string made =
+      Shell(*mounts,
+            "mkdir d && echo x >d/f && ln d/f hard && ln -s d/f link && mkfifo "
+            "p && mknod c c 1 3 && mknod b b 7 0 && chown 1:2 d && chmod 3751 "
+            "d && chmod 6755 hard && truncate -s 1M sparse && setfattr -n "
+            "user.a -v b d && setcap cap_net_raw+ep d/f && touch -d "
+            "@1500000000.25 d/f d; " +
+                look);
+  ASSERT_TRUE(snapshotter_->Commit("c", "k", {}, "").ok());
+  EXPECT_EQ(Shell(*snapshotter_->View("v", "c", {}), look), made);
+  EXPECT_EQ(Shell(*snapshotter_->Prepare("a", "c", {}), look), made);
 }
 
 }  // namespace bulkhead::snapshotter

@@ -24,6 +24,8 @@ struct Backend {
 class SnapshotterConformance : public ::testing::TestWithParam<Backend> {
  protected:
   void SetUp() override;
+  // What is mounted is what was before.
+  void TearDown() override;
   void Reopen();
 
   // Writes `file` with `data` into an active snapshot's mounts.
@@ -37,6 +39,7 @@ class SnapshotterConformance : public ::testing::TestWithParam<Backend> {
              const std::string& file, const std::string& data);
 
   bulkhead::testing::TempDir dir_;
+  std::string before_;
   std::unique_ptr<Snapshotter> snapshotter_;
 };
 

@@ -55,8 +55,17 @@ void Count(const struct stat& st, std::set<InodeKey>* seen, DiskUsage* usage) {
   ++usage->inodes;
 }
 
-absl::Status Measure(int dir_fd, int depth, std::set<InodeKey>* seen,
-                     DiskUsage* usage) {
+bool Unchanged(const struct stat& st, int base_fd, const std::string& name) {
+  struct stat old;
+  return base_fd >= 0 &&
+         ::fstatat(base_fd, name.c_str(), &old, AT_SYMLINK_NOFOLLOW) == 0 &&
+         old.st_ino == st.st_ino && old.st_ctim.tv_sec == st.st_ctim.tv_sec &&
+         old.st_ctim.tv_nsec == st.st_ctim.tv_nsec;
+}
+
+// `base_fd`: the directory at the same place in an earlier snapshot, or -1.
+absl::Status Measure(int dir_fd, int base_fd, int depth,
+                     std::set<InodeKey>* seen, DiskUsage* usage) {
   if (depth > kTreeDepthMax) return TooDeep();
   return ForEachName(dir_fd, [&](const std::string& name) -> absl::Status {
     struct stat st;
@@ -64,15 +73,17 @@ absl::Status Measure(int dir_fd, int depth, std::set<InodeKey>* seen,
       return errno == ENOENT ? absl::OkStatus()
                              : os::ErrnoStatus(errno, "stat");
     }
-    Count(st, seen, usage);
+    if (!Unchanged(st, base_fd, name)) Count(st, seen, usage);
     if (!S_ISDIR(st.st_mode)) return absl::OkStatus();
+    os::UniqueFd base;
+    if (base_fd >= 0) base.Reset(::openat(base_fd, name.c_str(), kDirFlags));
     os::UniqueFd child(::openat(dir_fd, name.c_str(), kDirFlags));
     if (!child.valid()) {
       return errno == ENOENT || errno == ENOTDIR
                  ? absl::OkStatus()
                  : os::ErrnoStatus(errno, "open");
     }
-    return Measure(child.get(), depth + 1, seen, usage);
+    return Measure(child.get(), base.get(), depth + 1, seen, usage);
   });
 }
 
@@ -220,14 +231,23 @@ class Copier {
 }  // namespace
 
 absl::StatusOr<DiskUsage> UsageOfTree(const std::string& path) {
-  ASSIGN_OR_RETURN(os::UniqueFd fd,
-                   os::Open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
+  return UsageSince(path, "");
+}
+
+absl::StatusOr<DiskUsage> UsageSince(const std::string& path,
+                                     const std::string& base) {
+  constexpr int kFlags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW;
+  ASSIGN_OR_RETURN(os::UniqueFd fd, os::Open(path, kFlags));
+  os::UniqueFd base_fd;
+  if (!base.empty()) {
+    ASSIGN_OR_RETURN(base_fd, os::Open(base, kFlags));
+  }
   struct stat st;
   if (::fstat(fd.get(), &st) != 0) return os::ErrnoStatus(errno, path);
   DiskUsage usage;
   std::set<InodeKey> seen;
   Count(st, &seen, &usage);
-  RETURN_IF_ERROR(Measure(fd.get(), 0, &seen, &usage));
+  RETURN_IF_ERROR(Measure(fd.get(), base_fd.get(), 0, &seen, &usage));
   return usage;
 }
 

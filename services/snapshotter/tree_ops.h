@@ -15,6 +15,11 @@ namespace bulkhead::snapshotter {
 // Errors: kResourceExhausted: deeper than kTreeDepthMax directories.
 absl::StatusOr<DiskUsage> UsageOfTree(const std::string& path);
 
+// The same without what `base` (an earlier snapshot of `path` on a file system
+// that keeps inode numbers across snapshots) has unchanged at the same place.
+absl::StatusOr<DiskUsage> UsageSince(const std::string& path,
+                                     const std::string& base);
+
 // Copies all below `from` into the directory `to`, and `from`'s own attributes
 // onto it: contents (holes kept, reflinked where the file system can), hard
 // links, devices, owners, modes, xattrs, times. Not synced.

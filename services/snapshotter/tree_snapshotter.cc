@@ -11,7 +11,6 @@
 #include <deque>
 #include <map>
 #include <mutex>
-#include <optional>
 #include <set>
 #include <thread>
 #include <utility>
@@ -19,22 +18,17 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
-#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "lib/base/status_macros.h"
 #include "lib/log/log.h"
 #include "lib/os/fd.h"
+#include "services/snapshotter/driver.h"
 #include "services/snapshotter/record_db.h"
-#include "services/snapshotter/tree_ops.h"
-#include "services/snapshotter/tree_root.h"
 
 namespace bulkhead::snapshotter {
 namespace {
 
-constexpr char kUidMapping[] = "containerd.io/snapshot/uidmapping";
-constexpr char kGidMapping[] = "containerd.io/snapshot/gidmapping";
-constexpr size_t kImplicitFileBytesMax = 64 << 20;
+constexpr char kUpperDirLabel[] = "containerd.io/snapshot/overlay.upperdir";
 constexpr char kRemovedPrefix[] = "rm-";
 
 int64_t NowNs() { return absl::ToUnixNanos(absl::Now()); }
@@ -104,38 +98,14 @@ absl::StatusOr<Labels> CleanLabels(const Labels& labels) {
   return out;
 }
 
-// The host id of the container's root in "ctr:host:size[,...]".
-std::optional<uint32_t> MappedRoot(const std::string& mapping) {
-  for (absl::string_view part : absl::StrSplit(mapping, ',')) {
-    const std::vector<std::string> fields = absl::StrSplit(part, ':');
-    uint32_t inside = 0;
-    uint32_t outside = 0;
-    uint32_t size = 0;
-    if (fields.size() != 3 || !absl::SimpleAtoi(fields[0], &inside) ||
-        !absl::SimpleAtoi(fields[1], &outside) ||
-        !absl::SimpleAtoi(fields[2], &size)) {
-      return std::nullopt;
-    }
-    if (inside == 0 && size > 0) return outside;
-  }
-  return std::nullopt;
-}
-
 class TreeSnapshotter : public Snapshotter {
  public:
   TreeSnapshotter(const TreeSnapshotterOptions& options,
-                  std::unique_ptr<RecordDb> db)
+                  std::unique_ptr<Driver> driver, std::unique_ptr<RecordDb> db)
       : options_(options),
         snapshots_(absl::StrCat(options.root, "/snapshots")),
-        db_(std::move(db)) {
-    struct stat st;
-    index_off_ = ::stat("/sys/module/overlay/parameters/index", &st) == 0 &&
-                 std::none_of(options.overlay_mount_options.begin(),
-                              options.overlay_mount_options.end(),
-                              [](const std::string& option) {
-                                return absl::StartsWith(option, "index=");
-                              });
-  }
+        driver_(std::move(driver)),
+        db_(std::move(db)) {}
 
   ~TreeSnapshotter() override {
     {
@@ -144,6 +114,18 @@ class TreeSnapshotter : public Snapshotter {
       changed_.notify_all();
     }
     if (deleter_.joinable()) deleter_.join();
+    std::set<uint64_t> used;
+    for (const auto& [key, record] : records_) {
+      if (record.info.kind == Kind::kCommitted) continue;
+      for (const Place& place : Chain(record.info.parent)) {
+        used.insert(place.id);
+      }
+    }
+    for (const auto& [key, record] : records_) {
+      if (record.info.kind == Kind::kCommitted && !used.contains(record.id)) {
+        driver_->Release(PlaceOf(record));
+      }
+    }
   }
 
   absl::Status Load() {
@@ -167,6 +149,11 @@ class TreeSnapshotter : public Snapshotter {
         deletions_.push_back(name);
       }
     }
+    for (const auto& [key, record] : records_) {
+      if (record.info.kind != Kind::kCommitted) {
+        driver_->Restore(PlaceOf(record), Chain(record.info.parent));
+      }
+    }
     deleter_ = std::thread([this] { DeleteLoop(); });
     return absl::OkStatus();
   }
@@ -187,15 +174,21 @@ class TreeSnapshotter : public Snapshotter {
   absl::StatusOr<std::vector<os::MountSpec>> Mounts(
       const std::string& key) override {
     const KeyLocks::Hold hold(locks_, {key});
-    std::lock_guard lock(mutex_);
-    ASSIGN_OR_RETURN(const Record* record, Find(key));
-    if (record->info.kind == Kind::kCommitted) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("requested snapshot ", key, " not active or view"));
+    Place place;
+    Places below;
+    {
+      std::lock_guard lock(mutex_);
+      ASSIGN_OR_RETURN(const Record* record, Find(key));
+      if (record->info.kind == Kind::kCommitted) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("requested snapshot ", key, " not active or view"));
+      }
+      // Whoever asks may write: what was synced may be so no more.
+      synced_.erase(record->id);
+      place = PlaceOf(*record);
+      below = Chain(record->info.parent);
     }
-    // Whoever asks may write: what was synced may be so no more.
-    synced_.erase(record->id);
-    return MountsOf(*record);
+    return driver_->Mounts(place, below);
   }
 
   absl::Status Commit(const std::string& name, const std::string& key,
@@ -208,7 +201,8 @@ class TreeSnapshotter : public Snapshotter {
     Record record;
     bool rebase = false;
     bool synced = false;
-    std::vector<std::string> parent_trees;
+    Place place;
+    Places below;
     {
       std::lock_guard lock(mutex_);
       if (records_.contains(name)) {
@@ -230,30 +224,23 @@ class TreeSnapshotter : public Snapshotter {
               absl::StrCat("snapshot \"", key, "\" already has the parent \"",
                            record.info.parent, "\""));
         }
-        if (options_.driver != TreeSnapshotterOptions::Driver::kOverlay) {
+        if (!driver_->CanRebase()) {
           return absl::UnimplementedError(absl::StrCat(
               "snapshotter ", options_.name, " cannot rebase on commit"));
         }
         ASSIGN_OR_RETURN(const Record* base, FindParent(parent));
-        parent_trees = Chain(base);
+        below = Chain(base->info.name);
         rebase = true;
         ++children_[parent];
       }
+      place = PlaceOf(record);
+      if (!rebase) below = Chain(record.info.parent);
       synced = synced_.contains(record.id);
     }
-    absl::Status status;
-    const std::string dir = Dir(record.id);
-    if (rebase) {
-      absl::StatusOr<bool> changed = FillImplicit(dir, parent_trees);
-      status = changed.status();
-      if (changed.ok() && *changed) synced = false;
-    }
-    if (status.ok() && !synced) status = SyncTree(dir);
-    if (status.ok()) {
-      absl::StatusOr<DiskUsage> usage = UsageOfTree(dir + "/fs");
-      status = usage.status();
-      if (usage.ok()) record.usage = *usage;
-    }
+    const absl::StatusOr<DiskUsage> usage =
+        driver_->Seal(place, below, rebase, synced);
+    absl::Status status = usage.status();
+    if (usage.ok()) record.usage = *usage;
     record.info.name = name;
     record.info.kind = Kind::kCommitted;
     record.info.labels = clean;
@@ -269,8 +256,7 @@ class TreeSnapshotter : public Snapshotter {
     records_.erase(key);
     ids_[record.id] = name;
     records_[name] = std::move(record);
-    // Of use to nobody now; a crash here leaves two small harmless entries.
-    ::unlink((dir + "/implicit").c_str());
+    driver_->Sealed(place);
     return absl::OkStatus();
   }
 
@@ -307,7 +293,7 @@ class TreeSnapshotter : public Snapshotter {
     const KeyLocks::Hold hold(locks_, {key});
     std::lock_guard lock(mutex_);
     ASSIGN_OR_RETURN(const Record* record, Find(key));
-    return record->info;
+    return Shown(*record);
   }
 
   absl::StatusOr<SnapshotInfo> Update(
@@ -342,7 +328,7 @@ class TreeSnapshotter : public Snapshotter {
     RETURN_IF_ERROR(db_->Put(record));
     std::lock_guard lock(mutex_);
     records_[key] = record;
-    return record.info;
+    return Shown(record);
   }
 
   absl::Status Walk(
@@ -351,23 +337,25 @@ class TreeSnapshotter : public Snapshotter {
     {
       std::lock_guard lock(mutex_);
       all.reserve(records_.size());
-      for (const auto& [key, record] : records_) all.push_back(record.info);
+      for (const auto& [key, record] : records_) all.push_back(Shown(record));
     }
     for (const SnapshotInfo& info : all) RETURN_IF_ERROR(visit(info));
     return absl::OkStatus();
   }
 
   absl::StatusOr<DiskUsage> Usage(const std::string& key) override {
-    std::string tree;
+    Place place;
+    Places below;
     {
       const KeyLocks::Hold hold(locks_, {key});
       std::lock_guard lock(mutex_);
       ASSIGN_OR_RETURN(const Record* record, Find(key));
       if (record->info.kind == Kind::kCommitted) return record->usage;
       if (record->info.kind == Kind::kView) return DiskUsage{};
-      tree = Tree(record->id);
+      place = PlaceOf(*record);
+      below = Chain(record->info.parent);
     }
-    return UsageOfTree(tree);
+    return driver_->Usage(place, below);
   }
 
   absl::Status Cleanup() override {
@@ -397,35 +385,59 @@ class TreeSnapshotter : public Snapshotter {
   absl::Status NoteUnpacked(
       const std::string& tree,
       const std::vector<std::string>& implicit_dirs) override {
+    Place place;
+    Places below;
+    if (!ActiveAt(tree, &place, &below)) return absl::OkStatus();
+    RETURN_IF_ERROR(driver_->NoteUnpacked(place, implicit_dirs));
+    std::lock_guard lock(mutex_);
+    if (ids_.contains(place.id)) synced_.insert(place.id);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<std::unique_ptr<LayerSink>> SinkFor(
+      const std::string& tree, ExtractOptions* options) override {
+    Place place;
+    Places below;
+    if (!ActiveAt(tree, &place, &below)) return std::unique_ptr<LayerSink>();
+    return driver_->SinkFor(place, below, options);
+  }
+
+ private:
+  std::string Dir(uint64_t id) const {
+    return absl::StrCat(snapshots_, "/", id);
+  }
+
+  Place PlaceOf(const Record& record) const {
+    return {record.id, Dir(record.id), record.info.kind, record.info.labels};
+  }
+
+  // As clients see it.
+  SnapshotInfo Shown(const Record& record) const {
+    SnapshotInfo info = record.info;
+    if (options_.upperdir_label) {
+      info.labels[kUpperDirLabel] = PlaceOf(record).tree();
+    }
+    return info;
+  }
+
+  // Without mutex_. The active snapshot whose tree is at `tree`; false: none.
+  bool ActiveAt(const std::string& tree, Place* place, Places* below) {
     const std::string prefix = absl::StrCat(snapshots_, "/");
     uint64_t id = 0;
     if (!absl::StartsWith(tree, prefix) || !absl::EndsWith(tree, "/fs") ||
         !absl::SimpleAtoi(
             tree.substr(prefix.size(), tree.size() - prefix.size() - 3), &id)) {
-      return absl::OkStatus();
-    }
-    if (!implicit_dirs.empty()) {
-      std::string text;
-      for (const std::string& dir : implicit_dirs) {
-        text.append(dir).push_back('\0');
-      }
-      ASSIGN_OR_RETURN(os::UniqueFd fd,
-                       os::Open(absl::StrCat(Dir(id), "/implicit"),
-                                O_WRONLY | O_CREAT | O_TRUNC, 0600));
-      RETURN_IF_ERROR(os::WriteFull(fd.get(), text.data(), text.size()));
+      return false;
     }
     std::lock_guard lock(mutex_);
-    if (ids_.contains(id)) synced_.insert(id);
-    return absl::OkStatus();
+    const auto key = ids_.find(id);
+    if (key == ids_.end()) return false;
+    const Record& record = records_.at(key->second);
+    if (record.info.kind != Kind::kActive) return false;
+    *place = PlaceOf(record);
+    *below = Chain(record.info.parent);
+    return true;
   }
-
- private:
-  using Driver = TreeSnapshotterOptions::Driver;
-
-  std::string Dir(uint64_t id) const {
-    return absl::StrCat(snapshots_, "/", id);
-  }
-  std::string Tree(uint64_t id) const { return absl::StrCat(Dir(id), "/fs"); }
 
   absl::StatusOr<std::vector<std::string>> Folders() const {
     std::vector<std::string> names;
@@ -463,63 +475,19 @@ class TreeSnapshotter : public Snapshotter {
     return &it->second;
   }
 
-  // The trees of `record` and what is below it, nearest first.
-  std::vector<std::string> Chain(const Record* record) const {
-    std::vector<std::string> trees;
-    while (record != nullptr) {
-      trees.push_back(Tree(record->id));
-      const auto it = records_.find(record->info.parent);
-      record = it == records_.end() ? nullptr : &it->second;
+  // `name` (may be empty) and what is below it, nearest first.
+  Places Chain(const std::string& name) const {
+    Places places;
+    for (auto it = records_.find(name); it != records_.end();
+         it = records_.find(it->second.info.parent)) {
+      places.push_back(PlaceOf(it->second));
     }
-    return trees;
+    return places;
   }
 
   void DropChild(const std::string& parent) {
     const auto it = children_.find(parent);
     if (it != children_.end() && --it->second == 0) children_.erase(it);
-  }
-
-  std::vector<os::MountSpec> MountsOf(const Record& record) const {
-    std::vector<std::string> lowers;
-    if (const auto it = records_.find(record.info.parent);
-        it != records_.end()) {
-      lowers = Chain(&it->second);
-    }
-    const bool view = record.info.kind == Kind::kView;
-    os::MountSpec mount;
-    if (options_.driver == Driver::kNative) {
-      mount.type = "bind";
-      mount.source = view && !lowers.empty() ? lowers[0] : Tree(record.id);
-      mount.options = {"rbind", view ? "ro" : "rw"};
-      return {mount};
-    }
-    const auto uid = record.info.labels.find(kUidMapping);
-    const auto gid = record.info.labels.find(kGidMapping);
-    if (uid != record.info.labels.end() && gid != record.info.labels.end()) {
-      mount.options.push_back("uidmap=" + uid->second);
-      mount.options.push_back("gidmap=" + gid->second);
-    }
-    if (lowers.empty() || (view && lowers.size() == 1)) {
-      mount.type = "bind";
-      mount.source = lowers.empty() ? Tree(record.id) : lowers[0];
-      mount.options.push_back(view ? "ro" : "rw");
-      mount.options.push_back("rbind");
-      return {mount};
-    }
-    mount.type = "overlay";
-    mount.source = "overlay";
-    if (!view) {
-      mount.options.push_back(
-          absl::StrCat("workdir=", Dir(record.id), "/work"));
-      mount.options.push_back(absl::StrCat("upperdir=", Tree(record.id)));
-    }
-    mount.options.push_back(
-        absl::StrCat("lowerdir=", absl::StrJoin(lowers, ":")));
-    mount.options.insert(mount.options.end(),
-                         options_.overlay_mount_options.begin(),
-                         options_.overlay_mount_options.end());
-    if (index_off_) mount.options.push_back("index=off");
-    return {mount};
   }
 
   // Renames a folder away and queues its deletion.
@@ -547,7 +515,7 @@ class TreeSnapshotter : public Snapshotter {
       deletions_.pop_front();
       const std::string path = absl::StrCat(snapshots_, "/", deleting_);
       lock.unlock();
-      const absl::Status status = os::RemoveAll(path);
+      const absl::Status status = driver_->Delete(path);
       if (!status.ok()) {
         log::Warn("snapshot folder not deleted",
                   {{"path", path}, {"error", MessageOf(status)}});
@@ -559,66 +527,6 @@ class TreeSnapshotter : public Snapshotter {
     }
   }
 
-  // Without mutex_.
-  absl::Status MakeFolder(const Record& record,
-                          const std::vector<std::string>& lowers) {
-    const std::string dir = Dir(record.id);
-    const std::string fs = Tree(record.id);
-    const bool active = record.info.kind == Kind::kActive;
-    if (::mkdir(dir.c_str(), 0700) != 0 || ::mkdir(fs.c_str(), 0755) != 0) {
-      return os::ErrnoStatus(errno, absl::StrCat("mkdir below ", dir));
-    }
-    if (::chmod(fs.c_str(), 0755) != 0) return os::ErrnoStatus(errno, fs);
-    if (options_.driver == Driver::kNative) {
-      if (active && !lowers.empty()) {
-        RETURN_IF_ERROR(CopyTree(lowers[0], fs));
-      }
-    } else {
-      if (active) {
-        const std::string work = absl::StrCat(dir, "/work");
-        if (::mkdir(work.c_str(), 0711) != 0 ||
-            ::chmod(work.c_str(), 0711) != 0) {
-          return os::ErrnoStatus(errno, work);
-        }
-      }
-      RETURN_IF_ERROR(SetOwner(record, fs, lowers));
-    }
-    return os::SyncDir(snapshots_);
-  }
-
-  // Without mutex_. The tree belongs to the mapped root, or to whom the
-  // nearest parent's belongs.
-  absl::Status SetOwner(const Record& record, const std::string& fs,
-                        const std::vector<std::string>& lowers) {
-    const Labels& labels = record.info.labels;
-    const auto uid_label = labels.find(kUidMapping);
-    const auto gid_label = labels.find(kGidMapping);
-    uid_t uid = 0;
-    gid_t gid = 0;
-    if (uid_label != labels.end() && gid_label != labels.end()) {
-      const std::optional<uint32_t> mapped_uid = MappedRoot(uid_label->second);
-      const std::optional<uint32_t> mapped_gid = MappedRoot(gid_label->second);
-      if (!mapped_uid || !mapped_gid) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "no container root in uid mapping \"", uid_label->second,
-            "\", gid mapping \"", gid_label->second, "\""));
-      }
-      uid = *mapped_uid;
-      gid = *mapped_gid;
-    } else if (!lowers.empty()) {
-      struct stat st;
-      if (::stat(lowers[0].c_str(), &st) != 0) {
-        return os::ErrnoStatus(errno, lowers[0]);
-      }
-      uid = st.st_uid;
-      gid = st.st_gid;
-    }
-    if ((uid != 0 || gid != 0) && ::lchown(fs.c_str(), uid, gid) != 0) {
-      return os::ErrnoStatus(errno, absl::StrCat("chown ", fs));
-    }
-    return absl::OkStatus();
-  }
-
   absl::StatusOr<std::vector<os::MountSpec>> Create(Kind kind,
                                                     const std::string& key,
                                                     const std::string& parent,
@@ -627,12 +535,12 @@ class TreeSnapshotter : public Snapshotter {
     Record record;
     ASSIGN_OR_RETURN(record.info.labels, CleanLabels(labels));
     const KeyLocks::Hold hold(locks_, {key});
-    std::vector<std::string> lowers;
+    Places below;
     {
       std::lock_guard lock(mutex_);
       if (!parent.empty()) {
-        ASSIGN_OR_RETURN(const Record* base, FindParent(parent));
-        lowers = Chain(base);
+        RETURN_IF_ERROR(FindParent(parent).status());
+        below = Chain(parent);
       }
       if (records_.contains(key)) {
         return absl::AlreadyExistsError(absl::StrCat("snapshot ", key));
@@ -645,8 +553,18 @@ class TreeSnapshotter : public Snapshotter {
     record.info.parent = parent;
     record.info.kind = kind;
     record.info.created_at_ns = record.info.updated_at_ns = NowNs();
-    absl::Status status = MakeFolder(record, lowers);
-    if (status.ok()) status = db_->Put(record);
+    std::vector<os::MountSpec> mounts;
+    const auto make = [&]() -> absl::Status {
+      const Place place = PlaceOf(record);
+      if (::mkdir(place.dir.c_str(), 0700) != 0) {
+        return os::ErrnoStatus(errno, absl::StrCat("mkdir ", place.dir));
+      }
+      RETURN_IF_ERROR(driver_->Make(place, below));
+      ASSIGN_OR_RETURN(mounts, driver_->Mounts(place, below));
+      RETURN_IF_ERROR(os::SyncDir(snapshots_));
+      return db_->Put(record);
+    };
+    const absl::Status status = make();
     std::lock_guard lock(mutex_);
     in_flight_.erase(record.id);
     if (!status.ok()) {
@@ -655,57 +573,14 @@ class TreeSnapshotter : public Snapshotter {
       return status;
     }
     ids_[record.id] = key;
-    std::vector<os::MountSpec> mounts = MountsOf(record);
     records_[key] = std::move(record);
     return mounts;
   }
 
-  // Without mutex_. Gives directories that a layer made without knowing its
-  // parent the attributes they have there. True if there were any.
-  absl::StatusOr<bool> FillImplicit(const std::string& dir,
-                                    const std::vector<std::string>& lowers) {
-    absl::StatusOr<std::string> text =
-        os::ReadFile(dir + "/implicit", kImplicitFileBytesMax);
-    if (absl::IsNotFound(text.status())) return false;
-    RETURN_IF_ERROR(text.status());
-    ASSIGN_OR_RETURN(os::UniqueFd tree,
-                     os::Open(dir + "/fs", O_RDONLY | O_DIRECTORY));
-    std::vector<os::UniqueFd> below;
-    for (const std::string& lower : lowers) {
-      ASSIGN_OR_RETURN(os::UniqueFd fd, os::Open(lower, O_PATH | O_DIRECTORY));
-      below.push_back(std::move(fd));
-    }
-    for (absl::string_view part : absl::StrSplit(*text, '\0')) {
-      const std::string path(part.data(), part.size());
-      if (path.empty()) continue;
-      absl::StatusOr<os::UniqueFd> to =
-          os::OpenInRoot(tree.get(), path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
-      if (!to.ok()) continue;  // Replaced further on in the layer.
-      for (const os::UniqueFd& fd : below) {
-        absl::StatusOr<os::UniqueFd> from =
-            os::OpenInRoot(fd.get(), path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
-        if (absl::IsNotFound(from.status())) continue;
-        // Anything but a directory hides what is further below.
-        if (from.ok()) {
-          RETURN_IF_ERROR(CopyDirAttributes(from->get(), to->get()));
-        }
-        break;
-      }
-    }
-    return true;
-  }
-
-  // Without mutex_.
-  absl::Status SyncTree(const std::string& dir) {
-    ASSIGN_OR_RETURN(os::UniqueFd fd, os::Open(dir, O_RDONLY | O_DIRECTORY));
-    if (::syncfs(fd.get()) != 0) return os::ErrnoStatus(errno, "syncfs");
-    return absl::OkStatus();
-  }
-
   const TreeSnapshotterOptions options_;
   const std::string snapshots_;
+  const std::unique_ptr<Driver> driver_;
   const std::unique_ptr<RecordDb> db_;
-  bool index_off_ = false;
   KeyLocks locks_;
 
   std::mutex mutex_;
@@ -741,10 +616,28 @@ const char* KindName(Kind kind) {
 
 absl::StatusOr<std::unique_ptr<Snapshotter>> OpenTreeSnapshotter(
     const TreeSnapshotterOptions& options) {
+  const DriverOptions driver_options = {options.overlay_mount_options};
+  std::unique_ptr<Driver> driver;
+  switch (options.driver) {
+    case TreeSnapshotterOptions::Driver::kOverlay:
+      driver = NewOverlayDriver(driver_options);
+      break;
+    case TreeSnapshotterOptions::Driver::kNative:
+      driver = NewNativeDriver();
+      break;
+    case TreeSnapshotterOptions::Driver::kBtrfs:
+      driver = NewBtrfsDriver();
+      break;
+    case TreeSnapshotterOptions::Driver::kErofs:
+      driver = NewErofsDriver(driver_options);
+      break;
+  }
   RETURN_IF_ERROR(os::MakeDirs(absl::StrCat(options.root, "/snapshots"), 0700));
+  RETURN_IF_ERROR(driver->Check(options.root));
   ASSIGN_OR_RETURN(std::unique_ptr<RecordDb> db,
                    RecordDb::Open(absl::StrCat(options.root, "/db")));
-  auto snapshotter = std::make_unique<TreeSnapshotter>(options, std::move(db));
+  auto snapshotter = std::make_unique<TreeSnapshotter>(
+      options, std::move(driver), std::move(db));
   RETURN_IF_ERROR(snapshotter->Load());
   return snapshotter;
 }

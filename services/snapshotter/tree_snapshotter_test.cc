@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "services/snapshotter/loop_fs.h"
 #include "services/snapshotter/snapshotter_conformance.h"
 
 namespace bulkhead::snapshotter {
@@ -23,24 +24,27 @@ using ::bulkhead::testing::TempDir;
 using Driver = TreeSnapshotterOptions::Driver;
 
 std::unique_ptr<Snapshotter> Open(Driver driver, const std::string& root) {
-  auto opened = OpenTreeSnapshotter(
-      {.driver = driver,
-       .name = driver == Driver::kOverlay ? "overlayfs" : "native",
-       .root = root});
+  static const char* const names[] = {"overlayfs", "native", "btrfs", "erofs"};
+  auto opened = OpenTreeSnapshotter({.driver = driver,
+                                     .name = names[static_cast<int>(driver)],
+                                     .root = root});
   EXPECT_TRUE(opened.ok()) << opened.status();
   return opened.ok() ? *std::move(opened) : nullptr;
 }
 
+Backend Core(const std::string& name, Driver driver, bool overlay) {
+  return {name, overlay, [driver](const std::string& root) {
+            return Open(driver,
+                        driver == Driver::kBtrfs ? BtrfsRootFor(root) : root);
+          }};
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Core, SnapshotterConformance,
-    ::testing::Values(Backend{"overlayfs", true,
-                              [](const std::string& root) {
-                                return Open(Driver::kOverlay, root);
-                              }},
-                      Backend{"native", false,
-                              [](const std::string& root) {
-                                return Open(Driver::kNative, root);
-                              }}),
+    ::testing::Values(Core("overlayfs", Driver::kOverlay, true),
+                      Core("native", Driver::kNative, false),
+                      Core("btrfs", Driver::kBtrfs, false),
+                      Core("erofs", Driver::kErofs, true)),
     [](const auto& info) { return info.param.name; });
 
 std::set<std::string> Folders(const std::string& root) {
@@ -187,6 +191,171 @@ TEST(TreeSnapshotter, ImplicitDirectoriesTakeAfterTheParentAtCommit) {
   ASSERT_EQ(::stat((tree + "/v/w").c_str(), &st), 0);
   EXPECT_EQ(st.st_uid, 5u);
   EXPECT_EQ(st.st_gid, 6u);
+}
+
+TEST(TreeSnapshotter, BtrfsTellsWhatIsNotBtrfs) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  TempDir dir;
+  const absl::Status status =
+      OpenTreeSnapshotter(
+          {.driver = Driver::kBtrfs, .name = "btrfs", .root = dir.path()})
+          .status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(status.ToString().find("is not on btrfs"), std::string::npos);
+}
+
+TEST(TreeSnapshotter, BtrfsRemovesSubvolumesAndMeasuresChangesOnly) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  const std::string root = BtrfsRootFor("usage");
+  auto snapshotter = Open(Driver::kBtrfs, root);
+  ASSERT_NE(snapshotter, nullptr);
+  const std::string base = (*snapshotter->Prepare("b", "", {}))[0].source;
+  ASSERT_EQ(std::system(absl::StrCat("head -c 5000000 /dev/urandom >", base,
+                                     "/big; mkdir ", base, "/d; sync -f ", base)
+                            .c_str()),
+            0);
+  ASSERT_TRUE(snapshotter->Commit("base", "b", {}, "").ok());
+  EXPECT_GE(snapshotter->Usage("base")->size_bytes, 5000000);
+  const std::string child = (*snapshotter->Prepare("k", "base", {}))[0].source;
+  EXPECT_LT(snapshotter->Usage("k")->size_bytes, 100000);
+  ASSERT_EQ(std::system(absl::StrCat("head -c 200000 /dev/urandom >", child,
+                                     "/d/f; btrfs -q subvolume create ", child,
+                                     "/nested; sync -f ", child)
+                            .c_str()),
+            0);
+  const auto usage = snapshotter->Usage("k");
+  EXPECT_GE(usage->size_bytes, 200000);
+  EXPECT_LT(usage->size_bytes, 1000000);
+  ASSERT_TRUE(snapshotter->Remove("k").ok());
+  ASSERT_TRUE(snapshotter->Remove("base").ok());
+  ASSERT_TRUE(snapshotter->Cleanup().ok());
+  EXPECT_TRUE(Folders(root).empty());
+}
+
+TEST(TreeSnapshotter, NativeSharesBlocksWhereTheFileSystemCan) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  auto snapshotter = Open(Driver::kNative, BtrfsRootFor("reflink"));
+  const std::string base = (*snapshotter->Prepare("b", "", {}))[0].source;
+  ASSERT_EQ(std::system(absl::StrCat("head -c 5000000 /dev/urandom >", base,
+                                     "/big; sync -f ", base)
+                            .c_str()),
+            0);
+  ASSERT_TRUE(snapshotter->Commit("base", "b", {}, "").ok());
+  const std::string child = (*snapshotter->Prepare("k", "base", {}))[0].source;
+  ASSERT_EQ(std::system(absl::StrCat("cmp ", base, "/big ", child,
+                                     "/big && "
+                                     "sync -f ",
+                                     child, " && filefrag -v ", child,
+                                     "/big | grep -q shared")
+                            .c_str()),
+            0);
+}
+
+// Writes below one folder end at its snapshot's limit, others go on.
+TEST(TreeSnapshotter, SizeLimitsByProjectQuota) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  {
+    LoopFs fs("mkfs.xfs -q", "400M", "prjquota");
+    auto snapshotter = Open(Driver::kOverlay, fs.path() + "/root");
+    ASSERT_NE(snapshotter, nullptr);
+    const Labels limit = {{"containerd.io/snapshot/max-size", "4M"}};
+    ASSERT_TRUE(snapshotter->Prepare("b", "", {}).ok());
+    ASSERT_TRUE(snapshotter->Commit("base", "b", {}, "").ok());
+    const auto mounts = snapshotter->Prepare("k", "base", limit);
+    ASSERT_TRUE(mounts.ok()) << mounts.status();
+    const auto free = snapshotter->Prepare("free", "base", {});
+    TempDir dir;
+    // CAP_SYS_RESOURCE is above quotas: as a container without it.
+    const auto write = [&](const std::vector<os::MountSpec>& at,
+                           const char* megabytes) {
+      EXPECT_TRUE(os::MountAll(at, dir.path()).ok());
+      const int code = std::system(
+          absl::StrCat("capsh --drop=cap_sys_resource -- -c 'head -c ",
+                       megabytes, "M /dev/zero >", dir.path(), "/f && mkdir ",
+                       dir.path(), "/d && mv ", dir.path(), "/f ", dir.path(),
+                       "/d' 2>/dev/null && sync -f ", dir.path())
+              .c_str());
+      EXPECT_TRUE(os::UnmountTree(dir.path()).ok());
+      return code;
+    };
+    EXPECT_EQ(write(*free, "20"), 0);
+    EXPECT_NE(write(*mounts, "20"), 0);
+    EXPECT_LE(snapshotter->Usage("k")->size_bytes, 4 << 20);
+    ASSERT_TRUE(snapshotter->Remove("k").ok());
+    ASSERT_TRUE(snapshotter->Cleanup().ok());
+    const absl::Status bad =
+        snapshotter
+            ->Prepare("bad", "base",
+                      {{"containerd.io/snapshot/max-size", "lots"}})
+            .status();
+    EXPECT_EQ(bad.code(), absl::StatusCode::kInvalidArgument) << bad;
+    EXPECT_EQ(Folders(fs.path() + "/root").size(), 2u);
+  }
+  // Where there is none, that is said.
+  TempDir dir;
+  auto snapshotter = Open(Driver::kOverlay, BtrfsRootFor("noquota"));
+  const absl::Status none =
+      snapshotter->Prepare("k", "", {{"containerd.io/snapshot/max-size", "4M"}})
+          .status();
+  EXPECT_EQ(none.code(), absl::StatusCode::kFailedPrecondition) << none;
+}
+
+TEST(TreeSnapshotter, OverlayOptionsAndLabelAsConfigured) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  TempDir dir;
+  auto opened = OpenTreeSnapshotter(
+      {.name = "overlayfs",
+       .root = dir.path(),
+       .overlay_mount_options = {"volatile", "metacopy=on", "index=on"},
+       .upperdir_label = true});
+  ASSERT_TRUE(opened.ok());
+  auto snapshotter = *std::move(opened);
+  ASSERT_TRUE(snapshotter->Prepare("b", "", {{"x", "y"}}).ok());
+  EXPECT_EQ(snapshotter->Stat("b")->labels,
+            (Labels{{"x", "y"},
+                    {"containerd.io/snapshot/overlay.upperdir",
+                     dir.Path("snapshots/1/fs")}}));
+  ASSERT_TRUE(snapshotter->Commit("base", "b", {}, "").ok());
+  const auto options = (*snapshotter->Prepare("k", "base", {}))[0].options;
+  const std::vector<std::string> tail(options.begin() + 3, options.end());
+  EXPECT_EQ(tail,
+            (std::vector<std::string>{"volatile", "metacopy=on", "index=on"}));
+}
+
+// A subordinate id range: shown as mapped, owned on disk by the mapped root.
+TEST(TreeSnapshotter, IdMappingLabelsWithAndWithoutParents) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  for (const Driver driver : {Driver::kOverlay, Driver::kErofs}) {
+    TempDir dir;
+    TempDir at;
+    auto snapshotter = Open(driver, dir.path());
+    const Labels map = {
+        {"containerd.io/snapshot/uidmapping", "0:100000:65536"},
+        {"containerd.io/snapshot/gidmapping", "0:200000:65536"}};
+    const std::string tree = (*snapshotter->Prepare("b", "", {}))[0].source;
+    ASSERT_EQ(
+        std::system(
+            absl::StrCat("touch ", tree, "/f; chown 7:8 ", tree, "/f").c_str()),
+        0);
+    ASSERT_TRUE(snapshotter->Commit("base", "b", {}, "").ok());
+    const auto mounts = snapshotter->Prepare("k", "base", map);
+    ASSERT_TRUE(mounts.ok()) << mounts.status();
+    EXPECT_EQ((*mounts)[0].options[0], "uidmap=0:100000:65536");
+    ASSERT_TRUE(os::MountAll(*mounts, at.path()).ok());
+    struct stat st;
+    ASSERT_EQ(::stat(at.Path("f").c_str(), &st), 0);
+    EXPECT_EQ(st.st_uid, 100007u);
+    EXPECT_EQ(st.st_gid, 200008u);
+    ASSERT_EQ(::stat(at.path().c_str(), &st), 0);
+    EXPECT_EQ(st.st_uid, 100000u);
+    EXPECT_TRUE(os::UnmountTree(at.path()).ok());
+    const Labels bad = {{"containerd.io/snapshot/uidmapping", "5:100000:1"},
+                        {"containerd.io/snapshot/gidmapping", "0:200000:1"}};
+    EXPECT_EQ(snapshotter->Prepare("bad", "base", bad).status().code(),
+              absl::StatusCode::kInvalidArgument);
+    ASSERT_TRUE(snapshotter->Cleanup().ok());
+    EXPECT_EQ(Folders(dir.path()).size(), 2u);
+  }
 }
 
 }  // namespace

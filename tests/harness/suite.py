@@ -1,5 +1,6 @@
 """One whole suite of ours, or a private Debian containerd, in a folder."""
 
+import json
 import os
 import shutil
 import signal
@@ -123,21 +124,22 @@ class Containerd(Daemon):
 
     name = "containerd"
 
-    def __init__(self, config="", path=None):
+    def __init__(self, config="", path=None, disabled=()):
         super().__init__()
         self.address = os.path.join(self.state, "c.sock")
         self.extra = config
         self.path = path
+        self.disabled = ["io.containerd.grpc.v1.cri"] + list(disabled)
 
     def start(self):
         os.makedirs(self.dir, exist_ok=True)
         config = os.path.join(self.dir, "config.toml")
         with open(config, "w") as f:
             f.write('version = 2\nroot = "%s"\nstate = "%s"\n'
-                    'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+                    'disabled_plugins = %s\n'
                     '[grpc]\naddress = "%s"\n[ttrpc]\naddress = "%s.ttrpc"\n%s' %
-                    (self.root, self.state, self.address, self.address,
-                     self.extra))
+                    (self.root, self.state, json.dumps(self.disabled), self.address,
+                     self.address, self.extra))
         env = dict(os.environ)
         if self.path:
             env["PATH"] = self.path + ":" + env["PATH"]
