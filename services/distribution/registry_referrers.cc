@@ -34,7 +34,7 @@ absl::StatusOr<std::vector<Descriptor>> Registry::Referrers(
   };
   absl::Status failed;
   for (const auto& host : hosts_) {
-    if (!host->config.resolve) continue;
+    if (!host->config.referrers) continue;
     std::vector<Descriptor> out;
     Ask ask;
     ask.path = absl::StrCat("referrers/", subject.str());
