@@ -1,6 +1,7 @@
 #include "lib/rpc/channel.h"
 
 #include <grpc/grpc.h>
+#include <grpcpp/completion_queue.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
@@ -16,6 +17,17 @@ namespace bulkhead::rpc {
 
 namespace {
 constexpr int kHandshakeMaxMs = 5000;
+
+// Sleeps, and moves connections along meanwhile: gRPC does so only while some
+// thread waits for a call, and a call on a channel without a connection fails
+// at once.
+void WaitWorking(absl::Duration time) {
+  static auto* const queue = new grpc::CompletionQueue;  // Of no calls.
+  void* tag = nullptr;
+  bool ok = false;
+  (void)queue->AsyncNext(&tag, &ok, absl::ToChronoTime(absl::Now() + time));
+}
+
 }  // namespace
 
 std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
@@ -51,7 +63,7 @@ absl::Status RetryUnavailable(absl::Duration timeout,
     if (!absl::IsUnavailable(status) || absl::Now() + wait > deadline) {
       return status;
     }
-    absl::SleepFor(wait);
+    WaitWorking(wait);
     wait = std::min(wait * 2, absl::Milliseconds(500));
   }
 }
