@@ -2,11 +2,17 @@
 
 namespace bulkhead::testing {
 
-absl::Status FaultyFiles::Next(const char* call) {
+absl::Status FaultyFiles::Next(const char* call, size_t* size_bytes) {
   const int number = calls_++;
   if (!armed_ || fault_.fail_at < 0) return absl::OkStatus();
   if (number == fault_.fail_at ||
       (fault_.for_ever && number > fault_.fail_at)) {
+    if (fault_.short_only) {
+      if (size_bytes == nullptr || *size_bytes < 2) return absl::OkStatus();
+      fired_ = true;
+      *size_bytes /= 2;
+      return absl::OkStatus();
+    }
     fired_ = true;
     return os::ErrnoStatus(fault_.error, std::string("fault in ") + call);
   }
@@ -23,7 +29,7 @@ absl::StatusOr<os::UniqueFd> FaultyFiles::Open(int dir_fd,
 
 absl::StatusOr<size_t> FaultyFiles::PRead(int fd, void* data, size_t size_bytes,
                                           int64_t offset_bytes) {
-  const absl::Status fault = Next("pread");
+  const absl::Status fault = Next("pread", &size_bytes);
   if (!fault.ok()) return fault;
   return real_.PRead(fd, data, size_bytes, offset_bytes);
 }
@@ -31,7 +37,7 @@ absl::StatusOr<size_t> FaultyFiles::PRead(int fd, void* data, size_t size_bytes,
 absl::StatusOr<size_t> FaultyFiles::PWrite(int fd, const void* data,
                                            size_t size_bytes,
                                            int64_t offset_bytes) {
-  absl::Status fault = Next("pwrite");
+  absl::Status fault = Next("pwrite", &size_bytes);
   if (fault.ok() && write_error_ != 0) {
     fault = os::ErrnoStatus(write_error_, "fault in pwrite");
   }
@@ -48,7 +54,10 @@ absl::Status FaultyFiles::Truncate(int fd, int64_t size_bytes) {
   return fault.ok() ? real_.Truncate(fd, size_bytes) : fault;
 }
 
-absl::Status FaultyFiles::Sync(int) { return Next("fsync"); }
+absl::Status FaultyFiles::Sync(int fd) {
+  const absl::Status fault = Next("fsync");
+  return fault.ok() && fault_.pass_syncs ? real_.Sync(fd) : fault;
+}
 
 void FaultyFiles::StartWriteback(int fd, int64_t offset_bytes,
                                  int64_t size_bytes) {

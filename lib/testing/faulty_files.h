@@ -15,11 +15,16 @@ struct Fault {
   int error = 0;     // With this errno value.
   // Every call from then on fails too, as if the process had died there.
   bool for_ever = false;
+  // Instead of failing, a PRead or PWrite with that number does half of what it
+  // was asked for and says so; every other call is as usual.
+  bool short_only = false;
+  // Sync() is handed on. Else it reaches no disk: with a real one no test can
+  // tell, and each takes milliseconds.
+  bool pass_syncs = false;
 };
 
 // Hands calls on to `real`, counting them, and fails as `fault` says. A PWrite
-// that is to fail writes half of its bytes first. Sync() reaches no disk: no
-// test can tell, and each takes milliseconds. Thread-safe.
+// that is to fail writes half of its bytes first. Thread-safe.
 class FaultyFiles : public files::Files {
  public:
   FaultyFiles(files::Files& real, const Fault& fault)
@@ -56,8 +61,9 @@ class FaultyFiles : public files::Files {
       int dir_fd, const std::string& path) override;
 
  private:
-  // The error of the call that is about to be made.
-  absl::Status Next(const char* call);
+  // The error of the call that is about to be made. `size_bytes`, unless null,
+  // is halved instead where `short_only` says so.
+  absl::Status Next(const char* call, size_t* size_bytes = nullptr);
 
   files::Files& real_;
   const Fault fault_;
