@@ -23,6 +23,7 @@ struct FsWriter::Ingest {
   int64_t writeback_bytes = 0;  // Below it, writeback has been started.
   Hasher hasher;                // Over the first hasher.size_bytes() bytes.
   bool gone = false;            // Committed or aborted.
+  bool suspect = false;         // An fsync failed: see FsWriter::Rewrite().
 };
 
 absl::Status NoReference(const std::string& ref);

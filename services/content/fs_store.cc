@@ -8,6 +8,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
+#include "lib/os/durable_dirs.h"
 #include "services/content/fs_ingest.h"
 
 namespace bulkhead::content {
@@ -84,7 +85,7 @@ absl::Status FsStore::EnsureDir(int dir_fd, const std::string& name) {
 }
 
 absl::Status FsStore::Init(const std::string& root) {
-  RETURN_IF_ERROR(os::MakeDirs(root, kDirMode));
+  RETURN_IF_ERROR(os::MakeDurableDirs(root, kDirMode));
   constexpr int kDirFlags = O_RDONLY | O_DIRECTORY;
   ASSIGN_OR_RETURN(root_, files_.Open(AT_FDCWD, root, kDirFlags));
   RETURN_IF_ERROR(files_.Lock(root_.get()));
@@ -285,6 +286,13 @@ absl::StatusOr<std::shared_ptr<FsWriter::Ingest>> FsStore::OpenIngest(
   ingest->started_at = info->started_at;
   ingest->offset_bytes = info->offset_bytes;
   ingest->writeback_bytes = info->offset_bytes;
+  const absl::StatusOr<files::FileStat> suspect =
+      files_.Stat(ingests_.get(), name + "/suspect");
+  if (suspect.ok()) {
+    ingest->suspect = true;
+  } else if (!absl::IsNotFound(suspect.status())) {
+    return suspect.status();
+  }
   return ingest;
 }
 
@@ -380,7 +388,8 @@ absl::Status FsStore::RemoveIngest(const std::string& name) {
 }
 
 void FsStore::RemoveTree(const std::string& name) {
-  for (const char* file : {"data", "ref", "total", "startedat", "updatedat"}) {
+  for (const char* file :
+       {"data", "ref", "total", "startedat", "updatedat", "suspect"}) {
     (void)files_.Unlink(ingests_.get(), absl::StrCat(name, "/", file));
   }
   (void)files_.RemoveDir(ingests_.get(), name);

@@ -1,7 +1,7 @@
 // The content store on a file system. The file system is the index:
 //
 //   ROOT/blobs/<algorithm>/<hex>                       committed, mode 0444
-//   ROOT/ingest/<sha256 of ref>/{ref,data,total,startedat}
+//   ROOT/ingest/<sha256 of ref>/{ref,data,total,startedat,suspect}
 //   ROOT/ingest/.new-*, .del-*      being made or removed; swept at the start
 //
 // The same names and contents as containerd's own store has.
@@ -88,6 +88,10 @@ class FsWriter final : public Writer {
   absl::StatusOr<Digest> DigestOf(int64_t size_bytes,
                                   DigestAlgorithm algorithm);
   absl::Status Publish(const Digest& digest, const files::FileStat& before);
+  // After a failed fsync the kernel takes pages that are on no disk for clean;
+  // only writing them once more makes a later fsync mean something.
+  absl::Status Rewrite();
+  void MarkSuspect();
   absl::Status Error(const absl::Status& status) const;
   void StartWriteback();
 

@@ -108,6 +108,75 @@ TEST(FsStoreFaults, AnyFailedCallLeavesAllOrNothing) {
   }
 }
 
+TEST(FsStoreFaults, ShortReadsAndWritesChangeNothing) {
+  const std::string data = RandomBytes(300'000);
+  for (int fail_at = 0;; ++fail_at) {
+    TempDir dir;
+    FaultyFiles files(files::RealFiles(),
+                      {.fail_at = fail_at, .short_only = true});
+    auto store = FsStore::Open(dir.path(), files).value();
+    auto writer = store->OpenFsWriter({"ref", 300'000, {}}).value();
+    ASSERT_TRUE(writer->Append(data.substr(0, 200'000)).ok());
+    writer.reset();
+    writer = store->OpenFsWriter({"ref", 300'000, {}}).value();
+    ASSERT_TRUE(writer->Append(data.substr(200'000)).ok());
+    const auto blob = writer->Commit({.expected = Digest::Of(data)});
+    ASSERT_TRUE(blob.ok()) << fail_at << " " << blob.status();
+    std::string read;
+    ASSERT_TRUE(store->OpenBlob(Digest::Of(data))
+                    .value()
+                    ->ReadAt(0, 300'000, &read)
+                    .ok());
+    EXPECT_EQ(read, data);
+    if (fail_at > files.calls()) return;
+  }
+}
+
+// Linux marks pages whose write-back failed as clean: a second fsync says OK
+// although the bytes are on no disk.
+class LosingFiles final : public FaultyFiles {
+ public:
+  LosingFiles() : FaultyFiles(files::RealFiles(), {}) {}
+  absl::StatusOr<size_t> PWrite(int fd, const void* data, size_t size_bytes,
+                                int64_t offset_bytes) override {
+    dirty_bytes += static_cast<int64_t>(size_bytes);
+    return FaultyFiles::PWrite(fd, data, size_bytes, offset_bytes);
+  }
+  absl::Status Sync(int fd) override {
+    if (lose && dirty_bytes > 0) {
+      lose = false;
+      dirty_bytes = 0;
+      return os::ErrnoStatus(EIO, "fsync");
+    }
+    return FaultyFiles::Sync(fd);
+  }
+  bool lose = false;
+  int64_t dirty_bytes = 0;  // Written and not lost.
+};
+
+TEST(FsStoreFaults, AfterAFailedFsyncTheBytesAreWrittenAgain) {
+  const std::string data = RandomBytes(200'000);
+  for (const bool reopened : {false, true}) {
+    TempDir dir;
+    LosingFiles files;
+    auto store = FsStore::Open(dir.path(), files).value();
+    auto writer = store->OpenFsWriter({"ref", 0, {}}).value();
+    ASSERT_TRUE(writer->Append(data).ok());
+    files.lose = true;
+    EXPECT_EQ(writer->Commit({}).status().code(), Code::kInternal);
+    EXPECT_EQ(files.dirty_bytes, 0);
+    if (reopened) {
+      writer.reset();
+      store.reset();
+      store = FsStore::Open(dir.path(), files).value();
+      writer = store->OpenFsWriter({"ref", 0, {}}).value();
+    }
+    ASSERT_TRUE(writer->Commit({.expected = Digest::Of(data)}).ok());
+    EXPECT_GE(files.dirty_bytes, 200'000);
+    EXPECT_EQ(Entries(dir.Path("ingest")), 0);
+  }
+}
+
 TEST(FsStoreFaults, AFailedCommitCanBeRepeatedOnTheSameWriter) {
   for (int fail_at = 0;; ++fail_at) {
     ASSERT_LT(fail_at, 200) << "faults never stopped firing";

@@ -182,6 +182,7 @@ absl::Status FsWriter::Abort() {
 absl::StatusOr<BlobInfo> FsWriter::Commit(const CommitOptions& options) {
   const std::lock_guard<std::mutex> lock(ingest_->mutex);
   RETURN_IF_ERROR(CheckLive());
+  if (ingest_->suspect) RETURN_IF_ERROR(Rewrite());
   ASSIGN_OR_RETURN(const files::FileStat before, StatData());
   const int64_t size = before.size_bytes;
   if ((options.size_bytes != 0 || options.exact_size) &&
@@ -218,6 +219,38 @@ absl::StatusOr<BlobInfo> FsWriter::Commit(const CommitOptions& options) {
                   options.labels};
 }
 
+void FsWriter::MarkSuspect() {
+  files::Files& files = store_->files_;
+  ingest_->suspect = true;
+  const absl::Status marked = files.WriteSmall(
+      store_->ingests_.get(), ingest_->name + "/suspect", "", kIngestMode);
+  if (marked.ok() || absl::IsAlreadyExists(marked)) return;
+  // Whoever resumes it after a restart would not know.
+  if (files.Truncate(ingest_->data.get(), 0).ok()) {
+    ingest_->offset_bytes = ingest_->writeback_bytes = 0;
+    ingest_->hasher = Hasher();
+  }
+}
+
+absl::Status FsWriter::Rewrite() {
+  files::Files& files = store_->files_;
+  ASSIGN_OR_RETURN(const files::FileStat stat, StatData());
+  std::string buffer(kHashStepBytes, '\0');
+  for (int64_t at = 0; at < stat.size_bytes;) {
+    absl::StatusOr<size_t> n =
+        files.PReadFull(ingest_->data.get(), buffer.data(), buffer.size(), at);
+    if (!n.ok()) return Error(n.status());
+    if (*n == 0) break;  // Cut meanwhile: the size is compared later.
+    const absl::Status written =
+        files.PWriteFull(ingest_->data.get(), buffer.data(), *n, at);
+    if (!written.ok()) return Error(written);
+    at += static_cast<int64_t>(*n);
+  }
+  ingest_->suspect = false;
+  (void)files.Unlink(store_->ingests_.get(), ingest_->name + "/suspect");
+  return absl::OkStatus();
+}
+
 absl::Status FsWriter::Publish(const Digest& digest,
                                const files::FileStat& before) {
   if (const auto stored = store_->Info(digest); stored.ok()) {
@@ -231,7 +264,10 @@ absl::Status FsWriter::Publish(const Digest& digest,
   const std::string data = ingest_->name + "/data";
 
   absl::Status status = files.Chmod(fd, kBlobMode);
-  if (status.ok()) status = files.Sync(fd);
+  if (status.ok()) {
+    status = files.Sync(fd);
+    if (!status.ok()) MarkSuspect();
+  }
   if (status.ok()) {
     const std::lock_guard<std::mutex> stripe(store_->StripeOf(digest));
     status = files.RenameNoReplace(store_->ingests_.get(), data, blobs,
