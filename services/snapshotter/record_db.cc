@@ -7,16 +7,17 @@
 #include <rocksdb/write_batch.h>
 
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
+#include "lib/rocks/healing_db.h"
 
 namespace bulkhead::snapshotter {
 namespace {
 
 using nlohmann::json;
 
-constexpr size_t kWriteBufferBytes = 1 << 20;
 constexpr size_t kBlockCacheBytes = 1 << 20;
 constexpr int kFormat = 1;
 
@@ -85,13 +86,18 @@ absl::StatusOr<Record> Decode(const std::string& key,
 
 class RocksRecordDb : public RecordDb {
  public:
-  explicit RocksRecordDb(rocksdb::DB* db) : db_(db) { synced_.sync = true; }
+  explicit RocksRecordDb(std::unique_ptr<rocks::HealingDb> db)
+      : db_(std::move(db)) {
+    synced_.sync = true;
+  }
 
   absl::Status ForEach(
       const std::function<absl::Status(Record record)>& visit) override {
+    const rocks::HealingDb::Use db(*db_);
+    RETURN_IF_ERROR(ToStatus(db.status(), "reading snapshots"));
     rocksdb::ReadOptions options;
     options.fill_cache = false;
-    const std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(options));
+    const std::unique_ptr<rocksdb::Iterator> it(db->NewIterator(options));
     for (it->SeekToFirst(); it->Valid(); it->Next()) {
       ASSIGN_OR_RETURN(Record record,
                        Decode(it->key().ToString(), it->value().ToString()));
@@ -108,21 +114,24 @@ class RocksRecordDb : public RecordDb {
   }
 
   absl::Status Delete(const std::string& key) override {
-    return ToStatus(db_->Delete(synced_, key), "deleting a snapshot");
+    rocksdb::WriteBatch batch;
+    batch.Delete(key);
+    return ToStatus(db_->Write(synced_, &batch), "deleting a snapshot");
   }
 
  private:
-  std::unique_ptr<rocksdb::DB> db_;
+  const std::unique_ptr<rocks::HealingDb> db_;
   rocksdb::WriteOptions synced_;
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RecordDb>> RecordDb::Open(
-    const std::string& path) {
+    const std::string& path, const RecordDbOptions& wanted) {
   rocksdb::Options options;
+  if (wanted.env != nullptr) options.env = wanted.env;
   options.create_if_missing = true;
-  options.write_buffer_size = kWriteBufferBytes;
+  options.write_buffer_size = wanted.write_buffer_bytes;
   options.max_write_buffer_number = 2;
   options.max_background_jobs = 1;
   options.max_open_files = 32;
@@ -132,18 +141,17 @@ absl::StatusOr<std::unique_ptr<RecordDb>> RecordDb::Open(
   options.stats_dump_period_sec = 0;
   options.stats_persist_period_sec = 0;
   options.compression = rocksdb::kNoCompression;
-  options.wal_recovery_mode =
-      rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
+  options.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
   rocksdb::BlockBasedTableOptions table;
   table.block_cache = rocksdb::NewLRUCache(kBlockCacheBytes);
   options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
-  rocksdb::DB* db = nullptr;
-  const rocksdb::Status status = rocksdb::DB::Open(options, path, &db);
+  std::unique_ptr<rocks::HealingDb> db;
+  const rocksdb::Status status = rocks::HealingDb::Open(options, path, &db);
   if (status.IsIOError() && status.ToString().find("lock") != std::string::npos)
     return absl::UnavailableError(
         absl::StrCat(path, " is in use: ", status.ToString()));
   RETURN_IF_ERROR(ToStatus(status, "opening the snapshot database"));
-  return std::make_unique<RocksRecordDb>(db);
+  return std::make_unique<RocksRecordDb>(std::move(db));
 }
 
 }  // namespace bulkhead::snapshotter

@@ -11,6 +11,10 @@
 #include "absl/status/statusor.h"
 #include "services/snapshotter/snapshotter.h"
 
+namespace rocksdb {
+class Env;
+}
+
 namespace bulkhead::snapshotter {
 
 struct Record {
@@ -19,13 +23,21 @@ struct Record {
   DiskUsage usage;  // Committed snapshots only.
 };
 
-// Thread-safe. Every write is synced before it returns.
+struct RecordDbOptions {
+  rocksdb::Env* env = nullptr;  // Borrowed; tests make it fail. Null: the real.
+  size_t write_buffer_bytes = 1 << 20;
+};
+
+// Thread-safe. Every write is synced before it returns. After a failed write
+// others fail with the same error until the disk takes writes again
+// (lib/rocks). kResourceExhausted: the disk is full. kInternal: other trouble.
 class RecordDb {
  public:
   // Makes the database if missing. Errors: kUnavailable: another process has
   // it. kDataLoss: corrupt.
   static absl::StatusOr<std::unique_ptr<RecordDb>> Open(
-      const std::string& path);
+      const std::string& path,
+      const RecordDbOptions& options = RecordDbOptions());
   virtual ~RecordDb() = default;
 
   virtual absl::Status ForEach(

@@ -21,6 +21,7 @@
 #include "absl/time/clock.h"
 #include "lib/base/status_macros.h"
 #include "lib/log/log.h"
+#include "lib/os/durable_dirs.h"
 #include "lib/os/fd.h"
 #include "services/snapshotter/driver.h"
 #include "services/snapshotter/record_db.h"
@@ -632,7 +633,8 @@ absl::StatusOr<std::unique_ptr<Snapshotter>> OpenTreeSnapshotter(
       driver = NewErofsDriver(driver_options);
       break;
   }
-  RETURN_IF_ERROR(os::MakeDirs(absl::StrCat(options.root, "/snapshots"), 0700));
+  RETURN_IF_ERROR(
+      os::MakeDurableDirs(absl::StrCat(options.root, "/snapshots"), 0700));
   RETURN_IF_ERROR(driver->Check(options.root));
   ASSIGN_OR_RETURN(std::unique_ptr<RecordDb> db,
                    RecordDb::Open(absl::StrCat(options.root, "/db")));
