@@ -11,12 +11,12 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
+#include "lib/rocks/healing_db.h"
 #include "services/metadata/schema.h"
 
 namespace bulkhead::metadata {
 namespace {
 
-constexpr size_t kWriteBufferBytes = 4 << 20;
 constexpr size_t kBlockCacheBytes = 4 << 20;
 constexpr int kOpenFilesMax = 64;
 constexpr size_t kWalBytesMax = 16 << 20;
@@ -41,31 +41,35 @@ rocksdb::Slice ToSlice(std::string_view text) {
 
 class RocksView : public Db::View {
  public:
-  explicit RocksView(rocksdb::DB* db) : db_(db), snapshot_(db->GetSnapshot()) {}
-  ~RocksView() override { db_->ReleaseSnapshot(snapshot_); }
-  const rocksdb::Snapshot* snapshot() const { return snapshot_; }
+  explicit RocksView(rocks::HealingDb& db) : snapshot_(db) {}
+  const rocksdb::Snapshot* snapshot() const { return snapshot_.get(); }
 
  private:
-  rocksdb::DB* const db_;
-  const rocksdb::Snapshot* const snapshot_;
+  const rocks::HealingDb::Snapshot snapshot_;
 };
 
-rocksdb::ReadOptions Read(const Db::View* view) {
+// kUnavailable: there was no database when the view was taken.
+absl::StatusOr<rocksdb::ReadOptions> Read(const Db::View* view) {
   rocksdb::ReadOptions options;
-  if (view != nullptr) {
-    options.snapshot = static_cast<const RocksView*>(view)->snapshot();
+  if (view == nullptr) return options;
+  options.snapshot = static_cast<const RocksView*>(view)->snapshot();
+  if (options.snapshot == nullptr) {
+    return absl::UnavailableError("metadata database: it is being reopened");
   }
   return options;
 }
 
 class RocksDb : public Db {
  public:
-  explicit RocksDb(std::unique_ptr<rocksdb::DB> db) : db_(std::move(db)) {}
+  explicit RocksDb(std::unique_ptr<rocks::HealingDb> db) : db_(std::move(db)) {}
 
   absl::StatusOr<std::optional<std::string>> Get(
       const std::string& key, const View* view) const override {
+    const rocks::HealingDb::Use db(*db_);
+    RETURN_IF_ERROR(FromRocks(db.status(), "read"));
+    ASSIGN_OR_RETURN(const rocksdb::ReadOptions options, Read(view));
     std::string value;
-    const rocksdb::Status status = db_->Get(Read(view), key, &value);
+    const rocksdb::Status status = db->Get(options, key, &value);
     if (status.IsNotFound()) return std::optional<std::string>();
     RETURN_IF_ERROR(FromRocks(status, "read"));
     return std::optional<std::string>(std::move(value));
@@ -73,7 +77,10 @@ class RocksDb : public Db {
 
   absl::Status Scan(const std::string& prefix, const Visitor& visitor,
                     const View* view, const std::string& from) const override {
-    std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(Read(view)));
+    const rocks::HealingDb::Use db(*db_);
+    RETURN_IF_ERROR(FromRocks(db.status(), "scan"));
+    ASSIGN_OR_RETURN(const rocksdb::ReadOptions options, Read(view));
+    std::unique_ptr<rocksdb::Iterator> it(db->NewIterator(options));
     for (it->Seek(from.empty() ? prefix : from); it->Valid(); it->Next()) {
       if (!it->key().starts_with(prefix)) break;
       if (!visitor({it->key().data(), it->key().size()},
@@ -98,12 +105,14 @@ class RocksDb : public Db {
   }
 
   std::unique_ptr<View> TakeView() const override {
-    return std::make_unique<RocksView>(db_.get());
+    return std::make_unique<RocksView>(*db_);
   }
 
   absl::StatusOr<std::optional<std::string>> LastKey(
       const std::string& prefix) const override {
-    std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator({}));
+    const rocks::HealingDb::Use db(*db_);
+    RETURN_IF_ERROR(FromRocks(db.status(), "seek"));
+    std::unique_ptr<rocksdb::Iterator> it(db->NewIterator({}));
     // Components are below this byte wherever this is asked.
     it->SeekForPrev(prefix + "\x7f");
     RETURN_IF_ERROR(FromRocks(it->status(), "seek"));
@@ -114,21 +123,22 @@ class RocksDb : public Db {
   }
 
   absl::Status Checkpoint(const std::string& path) override {
+    const rocks::HealingDb::Use db(*db_);
+    RETURN_IF_ERROR(FromRocks(db.status(), "checkpoint"));
     rocksdb::Checkpoint* raw = nullptr;
     RETURN_IF_ERROR(
-        FromRocks(rocksdb::Checkpoint::Create(db_.get(), &raw), "checkpoint"));
+        FromRocks(rocksdb::Checkpoint::Create(db.get(), &raw), "checkpoint"));
     const std::unique_ptr<rocksdb::Checkpoint> checkpoint(raw);
     return FromRocks(checkpoint->CreateCheckpoint(path), "checkpoint");
   }
 
  private:
-  const std::unique_ptr<rocksdb::DB> db_;
+  const std::unique_ptr<rocks::HealingDb> db_;
 };
 
 rocksdb::Options MakeOptions() {
   rocksdb::Options options;
   options.create_if_missing = true;
-  options.write_buffer_size = kWriteBufferBytes;
   options.max_write_buffer_number = 2;
   options.max_open_files = kOpenFilesMax;
   options.max_total_wal_size = kWalBytesMax;
@@ -195,8 +205,12 @@ absl::Status Migrate(RocksDb& db, const std::string& path,
 
 absl::StatusOr<std::unique_ptr<Db>> Db::Open(const std::string& path,
                                              const DbOptions& options) {
-  rocksdb::DB* raw = nullptr;
-  const rocksdb::Status opened = rocksdb::DB::Open(MakeOptions(), path, &raw);
+  rocksdb::Options rocks_options = MakeOptions();
+  rocks_options.write_buffer_size = options.write_buffer_bytes;
+  if (options.env != nullptr) rocks_options.env = options.env;
+  std::unique_ptr<rocks::HealingDb> healing;
+  const rocksdb::Status opened =
+      rocks::HealingDb::Open(rocks_options, path, &healing);
   if (opened.IsCorruption() || opened.IsNotFound() ||
       opened.IsInvalidArgument()) {
     return absl::DataLossError(absl::StrCat(
@@ -206,13 +220,14 @@ absl::StatusOr<std::unique_ptr<Db>> Db::Open(const std::string& path,
         "back a backup"));
   }
   RETURN_IF_ERROR(FromRocks(opened, "open"));
-  auto db = std::make_unique<RocksDb>(std::unique_ptr<rocksdb::DB>(raw));
+  auto db = std::make_unique<RocksDb>(std::move(healing));
   RETURN_IF_ERROR(Migrate(*db, path, options));
   return std::unique_ptr<Db>(std::move(db));
 }
 
 absl::Status Db::Repair(const std::string& path) {
   rocksdb::Options options = MakeOptions();
+  options.write_buffer_size = DbOptions().write_buffer_bytes;
   options.create_if_missing = false;
   options.wal_recovery_mode =
       rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords;

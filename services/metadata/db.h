@@ -16,6 +16,10 @@
 #include "absl/status/statusor.h"
 #include "services/metadata/schema.h"
 
+namespace rocksdb {
+class Env;
+}
+
 namespace bulkhead::metadata {
 
 // Puts and deletes that are applied together or not at all.
@@ -48,11 +52,15 @@ struct DbOptions {
   // What this program reads and writes. Tests set others.
   int schema_version = kSchemaVersion;
   std::vector<Migration> migrations = Migrations();
+  rocksdb::Env* env = nullptr;  // Borrowed; tests make it fail. Null: the real.
+  size_t write_buffer_bytes = 4 << 20;
 };
 
 // Thread-safe. Errors other than those named: kDataLoss: RocksDB's checksums
 // say that the disk changed what was written. kResourceExhausted: disk full.
-// kInternal: any other trouble with the disk.
+// kInternal: any other trouble with the disk. After a failed write others fail
+// with the same error until the disk takes writes again (lib/rocks); reads go
+// on.
 class Db {
  public:
   // The database as it was when the view was taken.

@@ -214,6 +214,7 @@ class Checker {
 
   absl::Status CheckSnapshotter(const std::string& name) {
     std::unordered_set<std::string> stored;
+    RETURN_IF_ERROR(snapshots_.Settle(name));
     absl::StatusOr<SnapshotBackend*> backend = snapshots_.Find(name);
     RETURN_IF_ERROR(backend.status());
     // Records first: what is made meanwhile is in the backend then.

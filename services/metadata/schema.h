@@ -20,6 +20,8 @@
 //   k    ns, snapshotter, parent, key empty: children of a snapshot
 //   w    snapshotter, backend key, ns, key
 //                                     empty: which snapshot names a backend key
+//   p    snapshotter, backend key     CommitRecord: a commit under way, under
+//                                     the backend key it makes
 //   e    sequence, 16 hex digits      types.Envelope: the event log
 //   y    ns, kind, hash, id           empty: an index entry (index.h) of the
 //                                     image, container or blob `id`; hash is
@@ -58,6 +60,7 @@ inline constexpr char kIngest = 'g';
 inline constexpr char kSnapshot = 's';
 inline constexpr char kSnapshotChild = 'k';
 inline constexpr char kSnapshotBackend = 'w';
+inline constexpr char kSnapshotCommit = 'p';
 inline constexpr char kEvent = 'e';
 inline constexpr char kIndex = 'y';
 inline constexpr char kImageUse = 'u';

@@ -104,6 +104,86 @@ void DeleteSnapshotRecord(const std::string& ns, const std::string& snapshotter,
            {snapshotter, record.backend_key(), ns, key}));
 }
 
+Snapshots::Snapshots(Store& store, Backends backends)
+    : store_(store), backends_(std::move(backends)) {
+  const absl::Status status =
+      store_.db().Scan(Prefix(kind::kSnapshotCommit, {}),
+                       [this](std::string_view key, std::string_view) {
+                         const std::vector<std::string> parts = Split(key);
+                         unsettled_[parts[0]].insert(parts[1]);
+                         return true;
+                       });
+  if (!status.ok()) {
+    log::Error("commits under way are not known",
+               {{"error", MessageOf(status)}});
+  }
+}
+
+absl::StatusOr<SnapshotBackend*> Snapshots::Ready(const SnapshotCall& call) {
+  ASSIGN_OR_RETURN(SnapshotBackend* const backend, Backend(call));
+  RETURN_IF_ERROR(Settle(call.snapshotter));
+  return backend;
+}
+
+absl::Status Snapshots::Settle(const std::string& snapshotter) {
+  std::set<std::string> keys;
+  {
+    absl::MutexLock lock(&unsettled_mutex_);
+    auto it = unsettled_.find(snapshotter);
+    if (it == unsettled_.end()) return absl::OkStatus();
+  }
+  // One at a time; who comes later waits for the outcome.
+  absl::MutexLock settling(&settling_);
+  {
+    absl::MutexLock lock(&unsettled_mutex_);
+    auto it = unsettled_.find(snapshotter);
+    if (it == unsettled_.end()) return absl::OkStatus();
+    keys = it->second;
+  }
+  ASSIGN_OR_RETURN(SnapshotBackend* const backend,
+                   Backend({"", "", snapshotter}));
+  for (const std::string& backend_key : keys) {
+    const KeyedLocks::Guard guard = backend_keys_.Lock({backend_key});
+    const std::string key =
+        Key(kind::kSnapshotCommit, {snapshotter, backend_key});
+    ASSIGN_OR_RETURN(std::optional<CommitRecord> commit,
+                     store_.Get<CommitRecord>(key));
+    if (commit.has_value()) {
+      const absl::StatusOr<Info> made = backend->Stat(backend_key);
+      if (!made.ok() && !absl::IsNotFound(made.status())) {
+        return Annotate(made.status(),
+                        absl::StrCat("commit of snapshot ",
+                                     Quoted(commit->key()), " under way"));
+      }
+      const std::string active =
+          Key(kind::kSnapshot, {commit->ns(), snapshotter, commit->key()});
+      ASSIGN_OR_RETURN(std::optional<SnapshotRecord> record,
+                       store_.Get<SnapshotRecord>(active));
+      if (made.ok() && record.has_value() &&
+          record->backend_key() == commit->active_backend_key()) {
+        log::Info("finishing a commit that was cut short",
+                  {{"namespace", commit->ns()},
+                   {"snapshot", commit->key()},
+                   {"name", commit->name()}});
+        CommitRecord now = *commit;
+        // The lease may be gone; what it held is garbage then, and found so.
+        if (!store_.CheckLease(now.ns(), now.lease()).ok()) now.clear_lease();
+        const absl::Status finished = FinishCommit(snapshotter, now);
+        // Its name was taken meanwhile: what it made is garbage.
+        if (!absl::IsAlreadyExists(finished)) RETURN_IF_ERROR(finished);
+      }
+      Batch batch;
+      batch.Delete(key);
+      RETURN_IF_ERROR(store_.db().Write(batch, /*sync=*/true));
+    }
+    absl::MutexLock lock(&unsettled_mutex_);
+    auto it = unsettled_.find(snapshotter);
+    it->second.erase(backend_key);
+    if (it->second.empty()) unsettled_.erase(it);
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<SnapshotBackend*> Snapshots::Backend(
     const SnapshotCall& call) const {
   if (call.snapshotter.empty()) {
@@ -162,7 +242,7 @@ absl::StatusOr<Mounts> Snapshots::Prepare(const SnapshotCall& call, bool view,
                                           const std::string& key,
                                           const std::string& parent,
                                           const LabelMap& labels) {
-  ASSIGN_OR_RETURN(SnapshotBackend* const backend, Backend(call));
+  ASSIGN_OR_RETURN(SnapshotBackend* const backend, Ready(call));
   if (key.empty()) return absl::InvalidArgumentError("snapshot key missing");
   RETURN_IF_ERROR(CheckComponent(key, "snapshot key"));
   RETURN_IF_ERROR(CheckComponent(parent, "snapshot parent"));
@@ -289,7 +369,7 @@ absl::Status Snapshots::AdoptRemote(const SnapshotCall& call,
 
 absl::StatusOr<Mounts> Snapshots::MountsOf(const SnapshotCall& call,
                                            const std::string& key) {
-  ASSIGN_OR_RETURN(SnapshotBackend* const backend, Backend(call));
+  ASSIGN_OR_RETURN(SnapshotBackend* const backend, Ready(call));
   ASSIGN_OR_RETURN(const SnapshotRecord record, Find(call, key));
   if (record.kind() == snapshots_v1::COMMITTED) {
     return absl::FailedPreconditionError(
@@ -302,7 +382,7 @@ absl::Status Snapshots::Commit(const SnapshotCall& call,
                                const std::string& name, const std::string& key,
                                const std::string& parent,
                                const LabelMap& labels) {
-  ASSIGN_OR_RETURN(SnapshotBackend* const backend, Backend(call));
+  ASSIGN_OR_RETURN(SnapshotBackend* const backend, Ready(call));
   if (name.empty()) return absl::InvalidArgumentError("snapshot name missing");
   RETURN_IF_ERROR(CheckComponent(name, "snapshot name"));
   RETURN_IF_ERROR(CheckComponent(parent, "snapshot parent"));
@@ -346,21 +426,56 @@ absl::Status Snapshots::Commit(const SnapshotCall& call,
   record.set_kind(snapshots_v1::COMMITTED);
   *record.mutable_labels() = labels;
   DropEmpty(record.mutable_labels());
-  const KeyedLocks::Guard guard = backend_keys_.Lock({record.backend_key()});
-  RETURN_IF_ERROR(backend->Commit(record.backend_key(), active.backend_key(),
-                                  rebase, BackendLabels(labels)));
   *record.mutable_created_at() = Now();
   *record.mutable_updated_at() = record.created_at();
 
+  CommitRecord commit;
+  commit.set_ns(call.ns);
+  commit.set_key(key);
+  commit.set_name(name);
+  commit.set_active_backend_key(active.backend_key());
+  commit.set_active_parent(active.parent());
+  commit.set_backend_parent(backend_parent);
+  commit.set_lease(call.lease);
+  *commit.mutable_record() = record;
+  const std::string commit_key =
+      Key(kind::kSnapshotCommit, {call.snapshotter, record.backend_key()});
+  const KeyedLocks::Guard guard = backend_keys_.Lock({record.backend_key()});
+  {
+    Batch batch;
+    batch.Put(commit_key, commit.SerializeAsString());
+    RETURN_IF_ERROR(store_.db().Write(batch, /*sync=*/true));
+  }
+  absl::Status status =
+      backend->Commit(record.backend_key(), active.backend_key(), rebase,
+                      BackendLabels(labels));
+  if (status.ok()) status = FinishCommit(call.snapshotter, commit);
+  if (status.ok()) return status;
+  absl::MutexLock lock(&unsettled_mutex_);
+  unsettled_[call.snapshotter].insert(record.backend_key());
+  return status;
+}
+
+absl::Status Snapshots::FinishCommit(const std::string& snapshotter,
+                                     const CommitRecord& commit) {
+  const SnapshotRecord& record = commit.record();
+  const std::string& name = commit.name();
+  const std::string& key = commit.key();
+  const SnapshotCall call{commit.ns(), commit.lease(), snapshotter};
   Txn txn(store_, call.ns, KeysOf(call, {name, key, record.parent()}));
   ASSIGN_OR_RETURN(const bool exists, txn.Has(RecordKey(call, name)));
   if (exists) {
     return absl::AlreadyExistsError(absl::StrCat("snapshot ", Quoted(name)));
   }
+  SnapshotRecord active;
+  active.set_backend_key(commit.active_backend_key());
+  active.set_parent(commit.active_parent());
   DeleteSnapshotRecord(call.ns, call.snapshotter, key, active,
                        [&txn](std::string gone) { txn.Delete(gone); });
   txn.RemoveFromLease(call.lease, LeaseType(call), key);
-  RETURN_IF_ERROR(PutNew(txn, call, name, record, backend_parent));
+  RETURN_IF_ERROR(PutNew(txn, call, name, record, commit.backend_parent()));
+  txn.Delete(
+      Key(kind::kSnapshotCommit, {call.snapshotter, record.backend_key()}));
   events::SnapshotCommit event;
   event.set_key(key);
   event.set_name(name);
@@ -371,7 +486,7 @@ absl::Status Snapshots::Commit(const SnapshotCall& call,
 
 absl::Status Snapshots::Remove(const SnapshotCall& call,
                                const std::string& key) {
-  RETURN_IF_ERROR(Backend(call).status());
+  RETURN_IF_ERROR(Ready(call).status());
   RETURN_IF_ERROR(CheckComponent(key, "snapshot key"));
   Txn txn(store_, call.ns, KeysOf(call, {key}));
   ASSIGN_OR_RETURN(std::optional<SnapshotRecord> record,
@@ -396,7 +511,7 @@ absl::Status Snapshots::Remove(const SnapshotCall& call,
 
 absl::StatusOr<Info> Snapshots::Stat(const SnapshotCall& call,
                                      const std::string& key) {
-  ASSIGN_OR_RETURN(SnapshotBackend* const backend, Backend(call));
+  ASSIGN_OR_RETURN(SnapshotBackend* const backend, Ready(call));
   ASSIGN_OR_RETURN(const SnapshotRecord record, Find(call, key));
   ASSIGN_OR_RETURN(const Info info, backend->Stat(record.backend_key()));
   return ToInfo(key, record, info.labels());
@@ -405,7 +520,7 @@ absl::StatusOr<Info> Snapshots::Stat(const SnapshotCall& call,
 absl::StatusOr<Info> Snapshots::Update(const SnapshotCall& call,
                                        const Info& wanted,
                                        const std::vector<std::string>& mask) {
-  ASSIGN_OR_RETURN(SnapshotBackend* const backend, Backend(call));
+  ASSIGN_OR_RETURN(SnapshotBackend* const backend, Ready(call));
   if (wanted.name().empty()) {
     return absl::InvalidArgumentError("snapshot name missing");
   }
@@ -464,7 +579,7 @@ absl::StatusOr<Info> Snapshots::Update(const SnapshotCall& call,
 absl::Status Snapshots::List(const SnapshotCall& call,
                              const filters::Filter& filter,
                              const std::function<bool(Info&)>& visitor) {
-  ASSIGN_OR_RETURN(SnapshotBackend* const backend, Backend(call));
+  ASSIGN_OR_RETURN(SnapshotBackend* const backend, Ready(call));
   ASSIGN_OR_RETURN(
       const bool any,
       store_.Any(Prefix(kind::kSnapshot, {call.ns, call.snapshotter})));
@@ -505,7 +620,7 @@ absl::Status Snapshots::List(const SnapshotCall& call,
 
 absl::StatusOr<snapshots_v1::UsageResponse> Snapshots::Usage(
     const SnapshotCall& call, const std::string& key) {
-  ASSIGN_OR_RETURN(SnapshotBackend* const backend, Backend(call));
+  ASSIGN_OR_RETURN(SnapshotBackend* const backend, Ready(call));
   ASSIGN_OR_RETURN(const SnapshotRecord record, Find(call, key));
   return backend->Usage(record.backend_key());
 }
@@ -528,7 +643,7 @@ std::vector<std::string> Snapshots::names() const {
 
 absl::Status Snapshots::SweepBackend(const std::string& snapshotter) {
   ASSIGN_OR_RETURN(SnapshotBackend* const backend,
-                   Backend({"", "", snapshotter}));
+                   Ready({"", "", snapshotter}));
   std::unordered_map<std::string, std::string> parents;  // By backend key.
   RETURN_IF_ERROR(backend->List({}, [&parents](const Info& info) {
     parents[info.name()] = info.parent();
@@ -551,7 +666,15 @@ absl::Status Snapshots::SweepBackend(const std::string& snapshotter) {
     std::vector<absl::Status> results(leaves.size());
     InParallel(leaves.size(), kRemovalsAtOnce, [&](size_t i) {
       const KeyedLocks::Guard guard = backend_keys_.Lock({leaves[i]});
-      const absl::StatusOr<bool> used = named(leaves[i]);
+      absl::StatusOr<bool> used = named(leaves[i]);
+      if (used.ok() && !*used) {
+        // A commit without an answer may have made it just now.
+        const absl::StatusOr<std::optional<std::string>> commit =
+            store_.db().Get(
+                Key(kind::kSnapshotCommit, {snapshotter, leaves[i]}));
+        used = commit.ok() ? absl::StatusOr<bool>(commit->has_value())
+                           : commit.status();
+      }
       results[i] = !used.ok() ? used.status()
                    : *used    ? absl::FailedPreconditionError("in use")
                               : backend->Remove(leaves[i]);

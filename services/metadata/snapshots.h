@@ -2,7 +2,9 @@
 // that hold wrapped keys, <namespace>/<number>/<key> (facts/core.md section
 // 11). A record is written after the backend has the snapshot, under the lock
 // of its backend key, which the sweep takes too; a removal takes the record
-// away and leaves the backend to the sweep.
+// away and leaves the backend to the sweep. A commit changes the backend before
+// the record, so it is written down first: one that was cut short by a crash is
+// finished, or forgotten, by the next call that names the snapshotter.
 #ifndef BULKHEAD_SERVICES_METADATA_SNAPSHOTS_H_
 #define BULKHEAD_SERVICES_METADATA_SNAPSHOTS_H_
 
@@ -10,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -37,8 +40,7 @@ class Snapshots {
  public:
   using Backends = std::map<std::string, std::unique_ptr<SnapshotBackend>>;
 
-  Snapshots(Store& store, Backends backends)
-      : store_(store), backends_(std::move(backends)) {}
+  Snapshots(Store& store, Backends backends);
 
   // Takes `fresh` in place of the backends of the same names, or besides those
   // there are; calls that run go on with the old ones. For a reload.
@@ -72,12 +74,20 @@ class Snapshots {
   absl::StatusOr<SnapshotBackend*> Find(const std::string& snapshotter) const {
     return Backend({"", "", snapshotter});
   }
+  // Finds out what became of commits that ended without an answer. Cheap when
+  // there are none. Errors: the backend's.
+  absl::Status Settle(const std::string& snapshotter);
   // Removes what no record names from a backend, children first. Goes on past
   // failures; the first error, if any, at the end.
   absl::Status SweepBackend(const std::string& snapshotter);
 
  private:
+  // After Settle().
+  absl::StatusOr<SnapshotBackend*> Ready(const SnapshotCall& call);
   absl::StatusOr<SnapshotBackend*> Backend(const SnapshotCall& call) const;
+  // Turns the record of an active snapshot into that of the committed one.
+  absl::Status FinishCommit(const std::string& snapshotter,
+                            const CommitRecord& commit);
   absl::StatusOr<SnapshotRecord> Find(const SnapshotCall& call,
                                       const std::string& key) const;
   // If `name` exists: adds it to the lease and returns kAlreadyExists with
@@ -100,6 +110,12 @@ class Snapshots {
   // Replaced ones: calls may still be in them.
   std::vector<std::unique_ptr<SnapshotBackend>> retired_;
   KeyedLocks backend_keys_;
+
+  absl::Mutex settling_;  // Held while commits are settled.
+  absl::Mutex unsettled_mutex_;
+  // Snapshotters with commits that nobody waits for any more, and what those
+  // make in the backend. Empty but for the time after a crash or an outage.
+  std::map<std::string, std::set<std::string>> unsettled_;
 };
 
 }  // namespace bulkhead::metadata
