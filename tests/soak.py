@@ -10,7 +10,7 @@ import time
 
 from tests import soak_pulls
 from tests.fuzz import run as fuzz
-from tests.harness import proc, suite
+from tests.harness import crash, proc, suite
 from tests.integration import common, test_many, test_shim
 
 
@@ -110,6 +110,16 @@ def model_rounds(seconds, seed):
     return 0
 
 
+def race(seconds, sanitizer):
+    """tests/race, in this build or a sanitizer's (whose build takes minutes)."""
+    command = ["bazel", "test", "//tests/race:race_test", "--nocache_test_results",
+               "--test_output=all", "--test_timeout=%d" % (seconds * 4 + 600),
+               "--test_env=BULKHEAD_RACE_SECONDS=%d" % seconds]
+    if sanitizer:
+        command.insert(2, "--config=" + sanitizer)
+    subprocess.run(command, cwd=proc.TOP, check=True)
+
+
 def main():
     parser = argparse.ArgumentParser(prog="sudo ./dev soak", description=__doc__)
     parser.add_argument("--seconds", type=int, default=600)
@@ -128,6 +138,13 @@ def main():
     parser.add_argument("--model", action="store_true",
                         help="run the metadata model test for --seconds instead")
     parser.add_argument("--only", nargs="*", default=(), help="these fuzz targets")
+    parser.add_argument("--crash", action="store_true",
+                        help="short rounds of SIGKILL under many clients' load, everything checked "
+                        "after each; --rounds instead of --seconds")
+    parser.add_argument("--rounds", type=int, help="of --crash")
+    parser.add_argument("--race", action="store_true",
+                        help="pulls, removals, expiring leases and collections at once")
+    parser.add_argument("--sanitizer", choices=("tsan", "asan"), help="for --race")
     args = parser.parse_args()
     if args.cycles:
         return cycles(args.cycles)
@@ -145,6 +162,13 @@ def main():
         return
     if args.model:
         return model_rounds(args.seconds, args.seed)
+    if args.race:
+        race(args.seconds, args.sanitizer)
+        return
+    if args.crash:
+        crash.run(rounds=args.rounds, seconds=None if args.rounds else args.seconds,
+                  seed=args.seed, out=sys.stdout)
+        return
     rounds = kill_rounds(args.seconds, args.seed)
     print("%d rounds, nothing lost" % rounds)
 
