@@ -5,7 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <climits>
+#include <algorithm>
 #include <cstdio>
 #include <functional>
 #include <map>
@@ -15,6 +15,7 @@
 #include <tuple>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -22,12 +23,12 @@
 #include "absl/time/clock.h"
 #include "cli/commands.h"
 #include "cli/container.h"
+#include "cli/container_root.h"
 #include "cli/format.h"
 #include "cli/image.h"
 #include "cli/names.h"
 #include "cli/rootfs_view.h"
 #include "cli/spec/options.h"
-#include "cli/tree_copy.h"
 #include "cli/tree_diff.h"
 #include "cli/volumes.h"
 #include "lib/base/status_macros.h"
@@ -48,36 +49,9 @@ namespace images = containerd::services::images::v1;
 namespace snapshots = containerd::services::snapshots::v1;
 namespace tasks = containerd::services::tasks::v1;
 
-using Mounts = google::protobuf::RepeatedPtrField<containerd::types::Mount>;
-
 constexpr char kResourcesType[] =
     "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 constexpr int64_t kCpuPeriodMicros = 100'000;
-
-std::vector<os::MountSpec> SpecsOf(const Mounts& mounts) {
-  std::vector<os::MountSpec> specs;
-  for (const containerd::types::Mount& mount : mounts) {
-    specs.push_back({mount.type(),
-                     mount.source(),
-                     mount.target(),
-                     {mount.options().begin(), mount.options().end()}});
-  }
-  return specs;
-}
-
-absl::StatusOr<Mounts> MountsOf(Client& client, const ContainerRecord& record) {
-  if (record.snapshot_key().empty()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("container ", NameOf(record), " has no snapshot"));
-  }
-  snapshots::MountsRequest request;
-  request.set_snapshotter(record.snapshotter());
-  request.set_key(record.snapshot_key());
-  snapshots::MountsResponse response;
-  RETURN_IF_ERROR(
-      client.Call(std::string(kSnapshots) + "Mounts", request, &response));
-  return response.mounts();
-}
 
 // A view of what the container's snapshot is made on; gone with the object.
 class ParentView {
@@ -117,23 +91,6 @@ class ParentView {
   snapshots::RemoveSnapshotRequest remove_;
   Mounts mounts_;
 };
-
-// `use` with the root of the container: what its processes see if it runs,
-// else its snapshot.
-absl::Status WithRoot(Client& client, const ContainerRecord& record,
-                      bool writable,
-                      const std::function<absl::Status(int root)>& use) {
-  ASSIGN_OR_RETURN(const std::optional<TaskRecord> task,
-                   GetTask(client, record.id()));
-  if (task.has_value() && IsAlive(*task) && task->pid() > 0) {
-    ASSIGN_OR_RETURN(const os::UniqueFd root,
-                     os::Open(absl::StrCat("/proc/", task->pid(), "/root"),
-                              O_PATH | O_DIRECTORY));
-    return use(root.get());
-  }
-  ASSIGN_OR_RETURN(const Mounts mounts, MountsOf(client, record));
-  return WithMounted(SpecsOf(mounts), writable, use);
-}
 
 int Rename(Session& session, const std::string& name, const std::string& to) {
   Client& client = session.client();
@@ -225,123 +182,6 @@ absl::Status Update(Client& client, const std::string& name,
   return client.Call(std::string(kContainers) + "Update", request, &response);
 }
 
-// One side of `cp`.
-struct Place {
-  std::string container;  // Empty: this machine.
-  std::string path;
-};
-
-Place ParsePlace(const std::string& text) {
-  const size_t colon = text.find(':');
-  // "./a:b" and "/a:b" are files.
-  if (colon == std::string::npos || colon == 0 || text[0] == '/' ||
-      text[0] == '.') {
-    return {"", text};
-  }
-  return {text.substr(0, colon), text.substr(colon + 1)};
-}
-
-// The folder and the name that a path ends in; the name is empty if the path
-// names a folder's contents ("a/.", "/").
-std::pair<std::string, std::string> SplitPath(std::string path) {
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
-  const size_t slash = path.rfind('/');
-  std::string name = path.substr(slash == std::string::npos ? 0 : slash + 1);
-  if (name.empty() || name == "." || name == "..") return {path, ""};
-  return {slash == std::string::npos ? "." : path.substr(0, slash + 1), name};
-}
-
-absl::Status CopyBetween(int from_root, const std::string& from, int to_root,
-                         const std::string& to, const CopyOptions& options) {
-  const auto [from_folder, from_name] = SplitPath(from);
-  ASSIGN_OR_RETURN(
-      const os::UniqueFd source_folder,
-      os::OpenInRoot(from_root, from_folder, O_PATH | O_DIRECTORY));
-  ASSIGN_OR_RETURN(
-      const os::UniqueFd source,
-      os::OpenInRoot(from_root, from,
-                     O_PATH | (from_name.empty() ? 0 : O_NOFOLLOW)));
-  struct stat info {};
-  if (::fstat(source.get(), &info) != 0) return os::ErrnoStatus(errno, from);
-  const absl::StatusOr<os::UniqueFd> target =
-      os::OpenInRoot(to_root, to, O_PATH | O_DIRECTORY);
-  if (S_ISDIR(info.st_mode)) {
-    if (target.ok() && from_name.empty()) {
-      return CopyContents(source.get(), target->get(), options);
-    }
-    const auto [to_folder, to_name] = SplitPath(to);
-    ASSIGN_OR_RETURN(const os::UniqueFd parent,
-                     os::OpenInRoot(to_root, target.ok() ? to : to_folder,
-                                    O_PATH | O_DIRECTORY));
-    const std::string name = target.ok() ? from_name : to_name;
-    if (::mkdirat(parent.get(), name.c_str(), info.st_mode & 07777) != 0 &&
-        errno != EEXIST) {
-      return os::ErrnoStatus(errno, "mkdir " + name);
-    }
-    ASSIGN_OR_RETURN(
-        const os::UniqueFd made,
-        os::OpenAt(parent.get(), name, O_PATH | O_DIRECTORY | O_NOFOLLOW));
-    return CopyContents(source.get(), made.get(), options);
-  }
-  std::string name = from_name;
-  std::string folder = to;
-  if (!target.ok()) {
-    if (to.empty() || to.back() == '/') {
-      return absl::NotFoundError(absl::StrCat("no folder ", to));
-    }
-    std::tie(folder, name) = SplitPath(to);
-  }
-  ASSIGN_OR_RETURN(const os::UniqueFd parent,
-                   os::OpenInRoot(to_root, folder, O_PATH | O_DIRECTORY));
-  return CopyEntry(source_folder.get(), from_name, parent.get(), name, options);
-}
-
-std::string Absolute(const std::string& path) {
-  if (!path.empty() && path[0] == '/') return path;
-  char folder[PATH_MAX];
-  if (::getcwd(folder, sizeof(folder)) == nullptr) return path;
-  return absl::StrCat(folder, "/", path);
-}
-
-struct CopyFlags {
-  std::string from;
-  std::string to;
-  bool archive = false;
-};
-
-int Copy(Session& session, const CopyFlags& flags) {
-  Client& client = session.client();
-  Place from = ParsePlace(flags.from);
-  Place to = ParsePlace(flags.to);
-  if (from.container.empty() == to.container.empty()) {
-    return Report(absl::InvalidArgumentError(
-                      "exactly one side is CONTAINER:PATH (a file of this "
-                      "machine with a ':' is written ./like:this)"),
-                  kExitUsage);
-  }
-  const std::string& name =
-      from.container.empty() ? to.container : from.container;
-  const absl::StatusOr<ContainerRecord> record = FindContainer(client, name);
-  if (!record.ok()) return Report(record.status());
-  const absl::StatusOr<os::UniqueFd> here = os::Open("/", O_PATH | O_DIRECTORY);
-  if (!here.ok()) return Report(here.status());
-  const CopyOptions options{flags.archive};
-  const bool inward = from.container.empty();
-  const absl::Status copied =
-      WithRoot(client, *record, inward, [&](int root) -> absl::Status {
-        if (inward) {
-          return CopyBetween(here->get(), Absolute(from.path), root, to.path,
-                             options);
-        }
-        return CopyBetween(root, from.path, here->get(), Absolute(to.path),
-                           options);
-      });
-  return copied.ok()
-             ? kExitOk
-             : Report(Annotate(copied, absl::StrCat("copying ", flags.from,
-                                                    " to ", flags.to)));
-}
-
 // A layer blob with what the container has beyond `left`, under the caller's
 // lease.
 absl::StatusOr<containerd::types::Descriptor> MakeLayer(
@@ -414,8 +254,126 @@ struct CommitOptions {
   std::string image;
   std::string author;
   std::string message;
+  std::vector<std::string> changes;
   bool pause = true;
 };
+
+// `words` as JSON says them, or else as a shell is to read them.
+json WordsOf(const std::string& words) {
+  json list = json::parse(words, nullptr, false);
+  if (list.is_array()) return list;
+  return json::array({"/bin/sh", "-c", words});
+}
+
+// "A=b C='d e'" as pairs; "A b c" as one. Quotes as a Dockerfile has them.
+std::vector<std::pair<std::string, std::string>> PairsOf(
+    const std::string& text) {
+  const size_t equals = text.find('=');
+  const size_t space = text.find(' ');
+  if (equals == std::string::npos || space < equals) {
+    if (space == std::string::npos) return {{text, ""}};
+    return {{text.substr(0, space), text.substr(space + 1)}};
+  }
+  std::vector<std::pair<std::string, std::string>> pairs;
+  std::string word;
+  char quote = 0;
+  const auto end_word = [&] {
+    const size_t at = word.find('=');
+    if (!word.empty()) {
+      pairs.emplace_back(word.substr(0, at),
+                         at == std::string::npos ? "" : word.substr(at + 1));
+    }
+    word.clear();
+  };
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (quote == 0 && c == ' ') {
+      end_word();
+    } else if (quote == 0 && (c == '"' || c == '\'')) {
+      quote = c;
+    } else if (c == quote) {
+      quote = 0;
+    } else {
+      const bool escape = c == '\\' && quote != '\'' && i + 1 < text.size();
+      word += escape ? text[++i] : c;
+    }
+  }
+  end_word();
+  return pairs;
+}
+
+// One Dockerfile instruction on an image's "config".
+absl::Status ApplyChange(const std::string& change, json* config) {
+  const size_t space = change.find(' ');
+  std::string key = absl::AsciiStrToUpper(change.substr(0, space));
+  std::string rest = space == std::string::npos ? "" : change.substr(space + 1);
+  absl::StripAsciiWhitespace(&rest);
+  if (rest.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--change \"", change, "\": nothing after ", key));
+  }
+  if (key == "CMD") {
+    (*config)["Cmd"] = WordsOf(rest);
+  } else if (key == "ENTRYPOINT") {
+    (*config)["Entrypoint"] = WordsOf(rest);
+  } else if (key == "USER") {
+    (*config)["User"] = rest;
+  } else if (key == "WORKDIR") {
+    const std::string old = config->value("WorkingDir", "/");
+    (*config)["WorkingDir"] =
+        rest[0] == '/' ? rest : absl::StrCat(old, "/", rest);
+  } else if (key == "ONBUILD") {
+    (*config)["OnBuild"].push_back(rest);
+  } else if (key == "STOPSIGNAL") {
+    (*config)["StopSignal"] = rest;
+  } else if (key == "LABEL") {
+    for (const auto& [name, value] : PairsOf(rest)) {
+      (*config)["Labels"][name] = value;
+    }
+  } else if (key == "ENV") {
+    json env = json::array();
+    const auto pairs = PairsOf(rest);
+    if (config->contains("Env") && (*config)["Env"].is_array()) {
+      for (const json& old : (*config)["Env"]) {
+        const bool replaced =
+            std::any_of(pairs.begin(), pairs.end(), [&](const auto& pair) {
+              return old.is_string() &&
+                     absl::StartsWith(old.get<std::string>(), pair.first + "=");
+            });
+        if (!replaced) env.push_back(old);
+      }
+    }
+    for (const auto& [name, value] : pairs) {
+      env.push_back(absl::StrCat(name, "=", value));
+    }
+    (*config)["Env"] = env;
+  } else if (key == "EXPOSE") {
+    for (const auto view : absl::StrSplit(rest, ' ', absl::SkipEmpty())) {
+      std::string port(view.data(), view.size());
+      if (port.find('/') == std::string::npos) port += "/tcp";
+      (*config)["ExposedPorts"][port] = json::object();
+    }
+  } else if (key == "VOLUME") {
+    json list = json::parse(rest, nullptr, false);
+    if (!list.is_array()) {
+      list = json::array();
+      for (const auto view : absl::StrSplit(rest, ' ', absl::SkipEmpty())) {
+        list.push_back(std::string(view.data(), view.size()));
+      }
+    }
+    for (const json& path : list) {
+      if (path.is_string()) {
+        (*config)["Volumes"][path.get<std::string>()] = json::object();
+      }
+    }
+  } else {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--change \"", change, "\": ", key,
+        " is none of CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, STOPSIGNAL, "
+        "USER, VOLUME, WORKDIR"));
+  }
+  return absl::OkStatus();
+}
 
 absl::Status WriteBlob(Client& client, const std::string& bytes,
                        const std::map<std::string, std::string>& labels,
@@ -457,6 +415,10 @@ absl::StatusOr<Digest> WriteImage(Client& client, const ImageInfo& base,
       absl::FormatTime(absl::RFC3339_sec, absl::Now(), absl::UTCTimeZone());
   config["created"] = now;
   if (!options.author.empty()) config["author"] = options.author;
+  if (!config["config"].is_object()) config["config"] = json::object();
+  for (const std::string& change : options.changes) {
+    RETURN_IF_ERROR(ApplyChange(change, &config["config"]));
+  }
   if (!config["rootfs"].is_object()) config["rootfs"] = json::object();
   config["rootfs"]["type"] = "layers";
   config["rootfs"]["diff_ids"].push_back(diff_id);
@@ -506,6 +468,10 @@ absl::Status Commit(Client& client, const CommitOptions& options) {
                    FindContainer(client, options.name));
   ASSIGN_OR_RETURN(const oci::Reference name,
                    oci::ParseNormalized(options.image));
+  for (const std::string& change : options.changes) {  // Before any work.
+    json nothing = json::object();
+    RETURN_IF_ERROR(ApplyChange(change, &nothing));
+  }
   ASSIGN_OR_RETURN(const std::unique_ptr<ScopedLease> lease,
                    ScopedLease::Create(client));
   ASSIGN_OR_RETURN(const ImageRecord base_record,
@@ -648,18 +614,7 @@ void AddContainerCommands(Command& root) {
         return code;
       });
 
-  auto copy = std::make_shared<CopyFlags>();
-  root.Sub("cp", "Copy files between a container and this machine")
-      .Flag("-a,--archive", &copy->archive, "Keep owners")
-      .Argument("FROM", &copy->from, "PATH or CONTAINER:PATH")
-      .Argument("TO", &copy->to, "PATH or CONTAINER:PATH")
-      .Complete(Completes::kContainers)
-      .Examples(
-          "  bulkhead cp web:/etc/nginx ./nginx\n"
-          "  bulkhead cp ./site/. web:/srv/www\n\n"
-          "A folder is copied into one that is there; FROM/. means what is in "
-          "it.\nNo link of either side leads the copy out of the container.")
-      .Does([copy](Session& session) { return Copy(session, *copy); });
+  AddCopyCommand(root);
 
   auto exported = std::make_shared<std::pair<std::string, std::string>>();
   root.Sub("export", "Write a container's file system as a tar archive")
@@ -687,11 +642,18 @@ void AddContainerCommands(Command& root) {
   root.Sub("commit", "Make an image of a container")
       .Option("-a,--author", &commit->author, "Who made it", "TEXT")
       .Option("-m,--message", &commit->message, "What for", "TEXT")
+      .Option(
+          "-c,--change", &commit->changes,
+          "Dockerfile instruction on the image's settings: CMD, ENTRYPOINT, "
+          "ENV, EXPOSE, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME, WORKDIR",
+          "INSTRUCTION")
       .Flag("--no-pause", no_pause.get(), "Let it run meanwhile")
       .Argument("CONTAINER", &commit->name, "Name or id")
       .Argument("IMAGE", &commit->image, "Name of the image")
       .Complete(Completes::kContainers)
-      .Examples("  bulkhead commit -m 'with curl' web web:curl")
+      .Examples(
+          "  bulkhead commit -m 'with curl' web web:curl\n"
+          "  bulkhead commit -c 'CMD [\"nginx\"]' -c 'ENV A=b' web web:2")
       .Does([commit, no_pause](Session& session) {
         commit->pause = !*no_pause;
         return Done(Commit(session.client(), *commit));

@@ -12,7 +12,8 @@ namespace bulkhead::cli {
 
 void AddAdminCommands(Command& root);      // gc why fsck backup restore
 void AddRunCommands(Command& root);        // run create start exec attach
-void AddContainerCommands(Command& root);  // rename update cp export diff ...
+void AddContainerCommands(Command& root);  // rename update export diff ...
+void AddCopyCommand(Command& root);        // cp
 void AddImageCommands(Command& root);      // pull images tag rmi
 void AddRegistryCommands(Command& root);   // login logout push save load ...
 void AddListCommands(Command& root);       // ps inspect logs

@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "lib/tar/byte_stream.h"
 
 namespace bulkhead::snapshotter {
 
@@ -25,16 +26,8 @@ class LayerSource {
   virtual bool MayBeConfined() const { return true; }
 };
 
-// A layer's uncompressed bytes, without copying. Not thread-safe.
-class ByteStream {
- public:
-  virtual ~ByteStream() = default;
-  // The bytes at hand, at least one unless the stream is over (then empty).
-  // They stay valid until Consume() has taken all of them.
-  virtual absl::StatusOr<absl::string_view> Fill() = 0;
-  // Takes `size_bytes` of what the last Fill() returned.
-  virtual void Consume(size_t size_bytes) = 0;
-};
+// A layer's uncompressed bytes.
+using tar::ByteStream;
 
 }  // namespace bulkhead::snapshotter
 

@@ -4,7 +4,6 @@
 #define BULKHEAD_SERVICES_SNAPSHOTTER_DIFF_WRITER_H_
 
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,10 +12,11 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "lib/os/mount.h"
+#include "lib/tar/writer.h"
 
 namespace bulkhead::snapshotter {
 
-using ByteSink = std::function<absl::Status(absl::string_view)>;
+using tar::ByteSink;
 
 // Writes an uncompressed tar of what makes `left` into `right`, both trusted
 // paths of directories. `mtime_max_seconds` caps modification times. `upper`,

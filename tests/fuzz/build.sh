@@ -21,7 +21,7 @@ for name in "$@"; do
     # As shipped: Debian's toml++ asserts on input that it then refuses
     # properly ([%ost."x"]); with NDEBUG it only refuses.
     hosts) src="-DNDEBUG services/distribution/hosts.cc lib/log/log.cc $base" ;;
-    tar) src="services/snapshotter/tar_reader.cc" ;;
+    tar) src="lib/tar/reader.cc" ;;
     inflate) src="services/snapshotter/inflate.cc" libs="-lisal -lzstd $libs" ;;
     dataplane) src="lib/dataplane/dataplane.cc lib/os/socket.cc $base" ;;
     masks|labels) src="services/metadata/util.cc services/metadata/references.cc"

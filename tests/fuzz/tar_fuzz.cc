@@ -3,11 +3,11 @@
 #include <cstdint>
 #include <cstdlib>
 
-#include "services/snapshotter/tar_reader.h"
+#include "lib/tar/reader.h"
 
 namespace {
 
-class Bytes : public bulkhead::snapshotter::ByteStream {
+class Bytes : public bulkhead::tar::ByteStream {
  public:
   Bytes(const uint8_t* data, size_t size)
       : left_(reinterpret_cast<const char*>(data), size) {}
@@ -27,13 +27,13 @@ class Bytes : public bulkhead::snapshotter::ByteStream {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Bytes bytes(data, size);
-  bulkhead::snapshotter::TarReader reader(bytes);
-  bulkhead::snapshotter::TarEntry entry;
+  bulkhead::tar::TarReader reader(bytes);
+  bulkhead::tar::TarEntry entry;
   for (;;) {
     const auto more = reader.Next(&entry);
     if (!more.ok() || !*more) return 0;
     if (entry.size_bytes < 0) abort();
-    if (entry.type != bulkhead::snapshotter::TarType::kFile) continue;
+    if (entry.type != bulkhead::tar::TarType::kFile) continue;
     const absl::Status read =
         reader.ReadData([&](int64_t offset, absl::string_view piece) {
           if (offset < 0 ||

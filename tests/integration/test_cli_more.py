@@ -1,11 +1,13 @@
 """The command line beyond the main job: volumes, namespaces, copies, archives."""
 
+import io
 import json
 import os
+import subprocess
 import tarfile
 import unittest
 
-from tests.harness import proc, suite
+from tests.harness import images, proc, suite
 from tests.integration import common
 
 
@@ -132,6 +134,89 @@ class Containers(unittest.TestCase):
                          s.cli("export", "stopped", "-o", target + ".tar", check=True) and
                          tarfile.open(target + ".tar").extractfile("h").read().decode())
         s.cli("rm", "stopped", check=True)
+
+    def test_copy_streams(self):
+        """`cp` with "-", as docker's: tar archives in and out."""
+        s.cli("exec", "c", "sh", "-ec", "mkdir -p /st/sub; echo one > /st/sub/f; ln /st/sub/f /st/g; "
+              "ln -s sub/f /st/link; ln -s /st/sub /to-sub; chown 7:8 /st/g; chmod 4750 /st/g; "
+              "mkfifo /st/pipe", check=True)
+        bulkhead = os.path.join(proc.BIN, "bulkhead")
+        env = dict(os.environ, BULKHEAD_ADDRESS=s.address)
+
+        def stream(*args, data=None, code=0):
+            done = subprocess.run([bulkhead, "cp"] + list(args), env=env, input=data,
+                                  capture_output=True)
+            self.assertEqual(code, done.returncode, done.stderr)
+            return done.stdout
+
+        def members(data):
+            with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+                return {m.name: (m.type, m.mode, m.uid, m.gid, m.linkname) for m in tar}
+
+        out = stream("c:/st", "-")
+        got = members(out)
+        self.assertEqual({"st", "st/g", "st/link", "st/pipe", "st/sub", "st/sub/f"}, set(got))
+        self.assertEqual((tarfile.REGTYPE, 0o4750, 7, 8, ""), got["st/g"])
+        self.assertEqual((tarfile.LNKTYPE, "st/g"), (got["st/sub/f"][0], got["st/sub/f"][4]))
+        self.assertEqual((tarfile.SYMTYPE, "sub/f"), (got["st/link"][0], got["st/link"][4]))
+        self.assertEqual({".", "./f"}, set(members(stream("c:/st/sub/.", "-"))))
+        # A link itself, and what it leads to under its name.
+        self.assertEqual(tarfile.SYMTYPE, members(stream("c:/to-sub", "-"))["to-sub"][0])
+        self.assertEqual({"to-sub", "to-sub/f"}, set(members(stream("-L", "c:/to-sub", "-"))))
+        followed = os.path.join(s.dir, "followed")
+        os.mkdir(followed)
+        stream("-L", "c:/st/link", followed)
+        with open(os.path.join(followed, "link")) as f:
+            self.assertEqual("one\n", f.read())
+        self.assertFalse(os.path.islink(os.path.join(followed, "link")))
+        # In again, elsewhere: with owners or as root's.
+        s.cli("exec", "c", "mkdir", "/in1", "/in2", check=True)
+        stream("-", "c:/in1", data=out)
+        stream("-a", "-", "c:/in2", data=out)
+        look = s.cli("exec", "c", "stat", "-c", "%n %a %u %g %h", "/in1/st/g", "/in2/st/g",
+                     check=True).out
+        self.assertEqual("/in1/st/g 4750 0 0 2\n/in2/st/g 4750 7 8 2\n", look)
+        self.assertEqual("one\n", s.cli("exec", "c", "cat", "/in2/st/link", check=True).out)
+        # Nothing climbs; a folder must be there; junk is refused.
+        bad = images.tar_of(lambda add: add("../up", b"x"))
+        stream("-", "c:/in1", data=bad, code=1)
+        stream("-", "c:/nowhere", data=out, code=1)
+        stream("-", "c:/in1", data=b"no archive at all" * 100, code=1)
+        self.assertNotEqual(0, s.cli("exec", "c", "ls", "/up").code)
+        outside = os.path.join(s.dir, "outside-tar")
+        os.makedirs(outside)
+        s.cli("exec", "c", "ln", "-s", outside, "/in1/out", check=True)
+        subprocess.run([bulkhead, "cp", "-", "c:/in1"], env=env, capture_output=True,
+                       input=images.tar_of(lambda add: add("out/x", b"x")))  # May refuse.
+        self.assertEqual([], os.listdir(outside))
+
+    def test_export_of_running_and_stopped(self):
+        s.cli("run", "--name", "ex", busybox, "sh", "-ec", "echo data > /new; rm /bin/vi; "
+              "ln /new /hard; chown 5:6 /new", check=True)
+        archive = os.path.join(s.dir, "ex.tar")
+        for name in ("ex", "c"):
+            s.cli("export", "-o", archive, name, check=True)
+            with tarfile.open(archive) as tar:
+                names = set(tar.getnames())
+                self.assertIn("bin/busybox", names)
+                self.assertFalse([n for n in names if "/.wh." in "/" + n])
+                if name == "ex":
+                    self.assertNotIn("bin/vi", names)
+                    self.assertEqual((5, 6), (tar.getmember("new").uid, tar.getmember("new").gid))
+        s.cli("rm", "ex", check=True)
+
+    def test_commit_changes(self):
+        s.cli("run", "--name", "ch", busybox, "true", check=True)
+        s.cli("commit", "-c", 'CMD ["echo", "from", "cmd"]', "-c", "ENV A=1 B='two words'", "-c",
+              "LABEL x=y", "-c", "EXPOSE 80 53/udp", "-c", "WORKDIR /tmp", "--change", "USER 33",
+              "ch", "local/ch:1", check=True)
+        self.assertEqual("from cmd\n", run("--pull", "never", "local/ch:1").out)
+        self.assertEqual("two words /tmp 33\n", run(
+            "--pull", "never", "local/ch:1", "sh", "-c", 'echo "$B" "$PWD" $(id -u)').out)
+        refused = s.cli("commit", "-c", "RUN true", "ch", "local/ch:2")
+        self.assertNotEqual(0, refused.code)
+        self.assertIn("RUN is none of CMD", refused.err)
+        s.cli("rm", "ch", check=True)
 
     def test_diff_and_commit(self):
         s.cli("run", "--name", "changed", busybox, "sh", "-c",

@@ -1,4 +1,4 @@
-#include "services/snapshotter/tar_reader.h"
+#include "lib/tar/reader.h"
 
 #include <algorithm>
 #include <cstring>
@@ -11,7 +11,7 @@
 #include "absl/strings/str_split.h"
 #include "lib/base/status_macros.h"
 
-namespace bulkhead::snapshotter {
+namespace bulkhead::tar {
 namespace {
 
 constexpr char kXattrPrefix[] = "SCHILY.xattr.";
@@ -501,4 +501,4 @@ absl::Status TarReader::ReadData(
   return absl::OkStatus();
 }
 
-}  // namespace bulkhead::snapshotter
+}  // namespace bulkhead::tar
