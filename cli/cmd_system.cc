@@ -23,14 +23,12 @@
 #include "proto/containerd/services/events/v1/events.pb.h"
 #include "proto/containerd/services/introspection/v1/introspection.pb.h"
 #include "proto/containerd/services/namespaces/v1/namespaces.pb.h"
-#include "proto/containerd/services/snapshots/v1/snapshots.pb.h"
 #include "proto/containerd/services/version/v1/version.pb.h"
 
 namespace bulkhead::cli {
 namespace {
 
 namespace namespaces = containerd::services::namespaces::v1;
-namespace snapshots = containerd::services::snapshots::v1;
 using ::google::protobuf::Empty;
 
 constexpr char kClientVersion[] = "0.1.0";
@@ -248,26 +246,6 @@ int NamespaceRemove(Session& session, const NamespaceOptions& options) {
   return code;
 }
 
-int SnapshotList(Session& session, const std::string& snapshotter) {
-  Client& client = session.client();
-  snapshots::ListSnapshotsRequest request;
-  request.set_snapshotter(DefaultSnapshotter(client, snapshotter));
-  const std::unique_ptr<Stream> stream =
-      client.ServerStream(std::string(kSnapshots) + "List", request);
-  Listing listing({{"KEY", "Key"}, {"PARENT", "Parent"}, {"KIND", "Kind"}});
-  snapshots::ListSnapshotsResponse response;
-  while (stream->Read(&response)) {
-    for (const snapshots::Info& info : response.info()) {
-      listing.Add(
-          {info.name(), info.parent(), snapshots::Kind_Name(info.kind())});
-    }
-  }
-  const absl::Status status = stream->Finish();
-  if (!status.ok()) return Report(status);
-  std::fputs(listing.Render("").value_or("").c_str(), stdout);
-  return kExitOk;
-}
-
 int ContentList(Session& session) {
   namespace content = containerd::services::content::v1;
   content::ListContentRequest request;
@@ -378,14 +356,6 @@ void AddSystemCommands(Command& root) {
 
   AddNamespaceCommands(root);
 
-  auto snapshotter = std::make_shared<std::string>();
-  root.Sub("snapshot", "Look at snapshots")
-      .Sub("ls", "List snapshots")
-      .Option("--snapshotter", snapshotter.get(), "Snapshotter [overlayfs]")
-      .Examples("  bulkhead snapshot ls")
-      .Does([snapshotter](Session& session) {
-        return SnapshotList(session, *snapshotter);
-      });
   // Not "content": that is the service of this name.
   root.Sub("blob", "Look at the content store")
       .Sub("ls", "List blobs")
