@@ -15,6 +15,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "cli/commands.h"
 #include "cli/container.h"
@@ -617,14 +618,19 @@ int Attach(Session& session, const std::string& name, bool no_stdin,
   }
   // The log is the output; the FIFO, if there is one, the input.
   os::UniqueFd stop(::eventfd(0, EFD_CLOEXEC));
+  absl::Notification placed;
   std::thread printer([&] {
     LogOptions options;
     options.follow = true;
     options.from_end = true;
+    options.placed = [&] { placed.Notify(); };
     const absl::Status printed =
         PrintLog(log, LogsJson(*record), options, stop.get());
     if (!printed.ok()) Report(printed);
+    if (!placed.HasBeenNotified()) placed.Notify();
   });
+  // Else the answer to the first input could be taken for older output.
+  placed.WaitForNotification();
   const auto finish = [&] {
     const uint64_t one = 1;
     (void)!::write(stop.get(), &one, sizeof(one));  // Cannot fail.

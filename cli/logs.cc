@@ -183,6 +183,7 @@ absl::Status PrintLog(const std::string& path, bool json,
   } else {
     RETURN_IF_ERROR(source.ReadAvailable(print));
   }
+  if (options.placed) options.placed();
   while (options.follow) {
     pollfd stop = {stop_fd, POLLIN, 0};
     const bool stopped = stop_fd >= 0 && ::poll(&stop, 1, 0) > 0;

@@ -64,6 +64,9 @@ struct LogOptions {
   absl::Time since = absl::InfinitePast();
   absl::Time until = absl::InfiniteFuture();
   bool from_end = false;  // Nothing that is there already.
+  // Called once by PrintLog's thread when what is there already has been read
+  // or skipped: what is logged from then on is followed. Not after an error.
+  std::function<void()> placed;
 };
 
 // Prints the log to stdout and stderr; with `follow` until `stop_fd` becomes
