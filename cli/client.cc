@@ -27,7 +27,7 @@ namespace {
 using ::google::protobuf::MessageLite;
 
 // `up` brings a service back within a second or two.
-constexpr absl::Duration kServiceRestart = absl::Seconds(5);
+constexpr absl::Duration kServiceRestart = absl::Seconds(10);
 constexpr absl::Duration kFirstPause = absl::Milliseconds(20);
 constexpr absl::Duration kLastPause = absl::Milliseconds(250);
 

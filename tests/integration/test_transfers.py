@@ -402,16 +402,6 @@ class Network(Base):
                 os.environ.clear()
                 os.environ.update(saved)
 
-    def test_bandwidth_limit(self):
-        layout = self.layout()
-        layout.image("1", [random_layer(12 * MIB, "a"), random_layer(12 * MIB, "b")],
-                     compression="none")
-        with fileregistry.FileRegistry().load(layout, "app") as reg, \
-                suite.Suite("[distribution]\nbandwidth_limit = %d\n" % (8 * MIB)) as other:
-            began = time.monotonic()
-            other.cli("pull", reg.host + "/app:1", check=True)
-            self.assertGreater(time.monotonic() - began, 2.0)
-
     def test_client_certificates(self):
         from tests.integration.test_registries import certificates
         ca, server, key = certificates(self.dir, "127.0.0.1")
