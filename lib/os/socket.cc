@@ -12,6 +12,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "lib/base/status_macros.h"
 
 namespace bulkhead::os {
@@ -52,6 +54,8 @@ absl::StatusOr<UniqueFd> ConnectUnix(const std::string& path, int type) {
   return fd;
 }
 
+constexpr absl::Duration kLeavingServerWait = absl::Milliseconds(500);
+
 absl::StatusOr<UniqueFd> ListenUnix(const std::string& path,
                                     const ListenOptions& options) {
   sockaddr_un address;
@@ -62,7 +66,15 @@ absl::StatusOr<UniqueFd> ListenUnix(const std::string& path,
       return absl::FailedPreconditionError(
           absl::StrCat("'", path, "' is there and is no socket"));
     }
-    if (ConnectUnix(path, options.type).ok()) {
+    // One that was just killed may still be served by a child of its own on the
+    // way to exec, for milliseconds.
+    const absl::Time give_up_at = absl::Now() + kLeavingServerWait;
+    bool served = ConnectUnix(path, options.type).ok();
+    while (served && absl::Now() < give_up_at) {
+      absl::SleepFor(absl::Milliseconds(10));
+      served = ConnectUnix(path, options.type).ok();
+    }
+    if (served) {
       return absl::FailedPreconditionError(
           absl::StrCat("somebody already serves '", path, "'"));
     }
