@@ -229,6 +229,18 @@ TEST_F(ErofsSnapshotter, LayersAppliedAtTheSameTimeMeetAtCommit) {
             "1777:0:0\n777:5:6\nx\nvar\nv");
 }
 
+TEST_F(ErofsSnapshotter, ADirectoryWithoutAnEntryStaysOpaque) {
+  Layer("1", "", Tar("mkdir -p d && chmod 711 d && touch d/old"));
+  const auto mounts = snapshotter_->Prepare("k", "", {});
+  ASSERT_TRUE(mounts.ok());
+  Tar("mkdir -p d && touch d/.wh..wh..opq d/new "
+      "&& tar -cf ../t2 d/.wh..wh..opq d/new");
+  ASSERT_TRUE(Apply(*mounts, ReadFileOrDie(dir_.Path("t2")), true).ok());
+  const absl::Status status = snapshotter_->Commit("2", "k", {}, "1");
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(ViewShell("2", "stat -c %a d; ls d"), "711\nnew\n");
+}
+
 TEST_F(ErofsSnapshotter, AnUnpackedSnapshotCanStillBeWritten) {
   const auto mounts = snapshotter_->Prepare("k", "", {});
   ASSERT_TRUE(Apply(*mounts, Tar("echo image >f && echo old >old")).ok());

@@ -99,6 +99,20 @@ XattrList DecodeXattrs(absl::string_view bytes) {
   return out;
 }
 
+// Adds the trusted.* of the inode at `at`: what the layer itself says of the
+// directory (that it is opaque), and not those below.
+absl::Status AddTrusted(int fd, int64_t at, const Inode& inode, XattrList* to) {
+  std::string old(XattrBytes(inode), '\0');
+  ASSIGN_OR_RETURN(const size_t n,
+                   os::PReadFull(fd, old.data(), old.size(),
+                                 at + static_cast<int64_t>(sizeof(Inode))));
+  if (n != old.size()) return absl::DataLossError("an image ends early");
+  for (auto& xattr : DecodeXattrs(old)) {
+    if (absl::StartsWith(xattr.first, "trusted.")) to->push_back(xattr);
+  }
+  return absl::OkStatus();
+}
+
 // As the kernel computes it: no final inversion.
 uint32_t Crc32c(absl::string_view bytes) {
   uint32_t crc = ~uint32_t{0};
@@ -631,7 +645,9 @@ absl::Status PatchErofsDir(int fd, Nid nid, const ErofsAttributes& attributes) {
       LayoutOf(inode) != erofs::kPlain) {
     return absl::DataLossError("no directory of an image of ours");
   }
-  ASSIGN_OR_RETURN(std::string xattrs, EncodeErofsXattrs(attributes.xattrs));
+  XattrList all = attributes.xattrs;
+  RETURN_IF_ERROR(AddTrusted(fd, at, inode, &all));
+  ASSIGN_OR_RETURN(std::string xattrs, EncodeErofsXattrs(all));
   if (xattrs.size() > ErofsWriter::kSlackBytes) {
     return absl::ResourceExhaustedError(
         absl::StrCat("a directory's xattrs of ", xattrs.size(),

@@ -153,8 +153,8 @@ class ErofsWriter {
 };
 
 // Gives the directory at `nid` other attributes, in an image that is not
-// mounted. For directories written with `slack` only.
-// Errors: kResourceExhausted: the xattrs need more than kSlackBytes.
+// mounted; the trusted.* it has stay. For directories written with `slack`
+// only. Errors: kResourceExhausted: the xattrs need more than kSlackBytes.
 absl::Status PatchErofsDir(int fd, ErofsWriter::Nid nid,
                            const ErofsAttributes& attributes);
 
