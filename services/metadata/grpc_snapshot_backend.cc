@@ -15,6 +15,9 @@ namespace {
 namespace v1 = snapshots_v1;
 
 constexpr absl::Duration kRetryTimeout = absl::Seconds(3);
+// A snapshotter may refuse calls without a namespace, as a containerd does. One
+// for all: snapshots are shared between ours, and the collector has none.
+constexpr char kNamespace[] = "default";
 
 class GrpcSnapshotBackend final : public SnapshotBackend {
  public:
@@ -107,7 +110,7 @@ class GrpcSnapshotBackend final : public SnapshotBackend {
     for (const std::string& filter : filters) request.add_filters(filter);
     // A stream that breaks before its first message may be tried again.
     return rpc::RetryUnavailable(kRetryTimeout, [&] {
-      const auto context = rpc::MakeClientContext({});
+      const auto context = rpc::MakeClientContext({.ns = kNamespace});
       const auto reader = stub_->List(context.get(), request);
       v1::ListSnapshotsResponse response;
       bool any = false;
@@ -152,7 +155,7 @@ class GrpcSnapshotBackend final : public SnapshotBackend {
     // sent once all the same.
     (void)channel_->WaitForConnected(std::chrono::system_clock::now() +
                                      absl::ToChronoMicroseconds(kRetryTimeout));
-    const auto context = rpc::MakeClientContext({});
+    const auto context = rpc::MakeClientContext({.ns = kNamespace});
     return rpc::FromGrpc(
         (stub_.get()->*method)(context.get(), request, response));
   }
@@ -162,7 +165,7 @@ class GrpcSnapshotBackend final : public SnapshotBackend {
   absl::Status Retry(Method<Request, Response> method, const Request& request,
                      Response* response) {
     return rpc::RetryUnavailable(kRetryTimeout, [&] {
-      const auto context = rpc::MakeClientContext({});
+      const auto context = rpc::MakeClientContext({.ns = kNamespace});
       return rpc::FromGrpc(
           (stub_.get()->*method)(context.get(), request, response));
     });
