@@ -439,11 +439,21 @@ void Client::CreateImage() {
   images_v1::CreateImageResponse response;
   Image& image = image_records_[name];
   image.digest = target->digest();
+  image.doubtful = true;
   if (!Acknowledge(images_stub_->Create(Call().get(), request, &response))) {
     return;
   }
   image.known = Known::kThere;
+  image.doubtful = false;
   blob->second.image = name;
+}
+
+bool Client::IsDoubtful(const std::string& name) const {
+  for (const auto& [image, record] : image_records_) {
+    if (record.doubtful && (image == name || record.digest == name))
+      return true;
+  }
+  return false;
 }
 
 void Client::DeleteImage() {

@@ -65,6 +65,9 @@ class Client {
   int64_t acknowledged() const { return acknowledged_; }
   int64_t pulls() const { return pulls_; }
   std::string Census() const;
+  // Whether fsck may find this: an image whose creation had no answer may name
+  // a blob that was let go meanwhile. `name` is an image's or a digest.
+  bool IsDoubtful(const std::string& name) const;
 
  private:
   struct Container {
@@ -90,6 +93,9 @@ class Client {
     Known known = Known::kUnknown;
     std::string digest;  // Empty: pulled.
     bool busy = false;   // A pull without an answer may still come to an end.
+    // Its creation had no answer: it may have come to pass when the blob it
+    // names had already been let go.
+    bool doubtful = false;
   };
 
   std::unique_ptr<grpc::ClientContext> Call(

@@ -202,6 +202,12 @@ class Run {
       while (stream->Read(&response)) {
         for (const auto& finding : response.findings()) {
           if (finding.severity() == admin_v1::CheckResponse::NOTE) continue;
+          const bool doubtful = std::any_of(
+              clients_.begin(), clients_.end(), [&](const auto& client) {
+                return client->ns() == finding.object().namespace_() &&
+                       client->IsDoubtful(finding.object().name());
+              });
+          if (doubtful) continue;
           wrong.push_back(absl::StrCat("fsck: ", finding.object().kind(), " ",
                                        finding.object().namespace_(), " ",
                                        finding.object().name(), ": ",
