@@ -342,14 +342,17 @@ class Checker {
           }
           return true;
         }));
-    std::vector<std::string> rebuild;  // Blobs that labels refer to.
+    // Blobs that only labels refer to: as after a transfer that was cut short
+    // between the blob and its record, so no damage in itself.
+    std::set<std::string> labelled;
+    std::vector<std::string> rebuild;
     RETURN_IF_ERROR(store_.Scan<content_v1::Info>(
         Prefix(kind::kBlob, {}),
         [&](const std::vector<std::string>& key, content_v1::Info& info) {
           for (const auto& [label, value] : info.labels()) {
             if (absl::StartsWith(label, kContentLabel) &&
                 unnamed_.contains(value)) {
-              rebuild.push_back(Key(kind::kBlob, {key[0], value}));
+              labelled.insert(Key(kind::kBlob, {key[0], value}));
             }
           }
           return true;
@@ -361,6 +364,7 @@ class Checker {
       if (!still) continue;
       if (unnamed_.contains(Split(blob)[1])) {
         rebuild.push_back(blob);
+        labelled.erase(blob);
         continue;
       }
       RETURN_IF_ERROR(Report(Severity::kLost, image,
@@ -368,7 +372,10 @@ class Checker {
                                           " is missing: pull it again")));
     }
     for (const std::string& blob : rebuild) {
-      RETURN_IF_ERROR(RebuildBlob(blob));
+      RETURN_IF_ERROR(RebuildBlob(blob, Severity::kDamaged));
+    }
+    for (const std::string& blob : labelled) {
+      RETURN_IF_ERROR(RebuildBlob(blob, Severity::kNote));
     }
     for (const auto& [container, snapshot] : snapshots) {
       ASSIGN_OR_RETURN(const bool there, Exists(snapshot));
@@ -381,7 +388,7 @@ class Checker {
     return absl::OkStatus();
   }
 
-  absl::Status RebuildBlob(const std::string& key) {
+  absl::Status RebuildBlob(const std::string& key, Severity severity) {
     const std::vector<std::string> parts = Split(key);
     std::string repaired;
     if (options_.repair) {
@@ -389,7 +396,7 @@ class Checker {
       repaired = status.ok() ? "record written again"
                              : absl::StrCat("failed: ", MessageOf(status));
     }
-    return Report(Severity::kDamaged, key,
+    return Report(severity, key,
                   "the blob is there and referred to, but has no record",
                   repaired);
   }
