@@ -1,7 +1,7 @@
 """Snapshotters end to end: EROFS, and swapped with containerd's in both directions."""
 
-import json
 import collections
+import json
 import os
 import shutil
 import signal
