@@ -6,6 +6,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <thread>
+
 #include "lib/os/socket.h"
 
 namespace bulkhead::os {
@@ -80,6 +83,29 @@ TEST_F(FdTest, SocketsArePrivateAndReplacedWhenStale) {
   ASSERT_TRUE(WriteFileAtomic(Path("file"), "x", 0600).ok());
   EXPECT_TRUE(
       absl::IsFailedPrecondition(ListenUnix(Path("file"), {}).status()));
+}
+
+// A database that makes its files while the sockets are bound must get the
+// modes it asked for.
+TEST_F(FdTest, ListeningLeavesOtherThreadsModesAlone) {
+  std::atomic<bool> done = false;
+  std::thread listening([&] {
+    for (int i = 0; i < 2000 && !done; ++i) {
+      EXPECT_TRUE(ListenUnix(Path("s"), {}).ok());
+    }
+    done = true;
+  });
+  const std::string path = Path("f");
+  while (!done) {
+    UniqueFd file(::open(path.c_str(), O_CREAT | O_EXCL | O_RDWR, 0600));
+    ASSERT_TRUE(file.valid());
+    struct stat info;
+    ASSERT_EQ(::fstat(file.get(), &info), 0);
+    EXPECT_EQ(info.st_mode & 0777, 0600u);
+    if ((info.st_mode & 0777) != 0600) done = true;
+    ASSERT_EQ(::unlink(path.c_str()), 0);
+  }
+  listening.join();
 }
 
 TEST_F(FdTest, DescriptorsTravel) {

@@ -85,13 +85,14 @@ absl::StatusOr<UniqueFd> ListenUnix(const std::string& path,
   UniqueFd fd(::socket(AF_UNIX, options.type | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return ErrnoStatus(errno, "socket");
   // Bound with no permission at all, so that nobody connects before the mode
-  // is right.
-  const mode_t old_mask = ::umask(0777);
-  const int bound =
-      ::bind(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address));
-  const int error = errno;
-  ::umask(old_mask);
-  if (bound != 0) return ErrnoStatus(error, absl::StrCat("bind '", path, "'"));
+  // is right. The mode comes from the socket's own inode (unix(7)): umask(2)
+  // would be the whole process's, and a file another thread makes meanwhile
+  // would get it.
+  if (::fchmod(fd.get(), 0) != 0) return ErrnoStatus(errno, "fchmod socket");
+  if (::bind(fd.get(), reinterpret_cast<sockaddr*>(&address),
+             sizeof(address)) != 0) {
+    return ErrnoStatus(errno, absl::StrCat("bind '", path, "'"));
+  }
   if ((options.uid != static_cast<uid_t>(-1) ||
        options.gid != static_cast<gid_t>(-1)) &&
       ::lchown(path.c_str(), options.uid, options.gid) != 0) {
