@@ -118,6 +118,8 @@ class FakeSnapshotBackend final : public SnapshotBackend {
  public:
   std::map<std::string, snapshots_v1::Info> snapshots;
   std::set<std::string> remote;
+  // Called when a commit is made here and not yet answered.
+  std::function<void()> committed = [] {};
 
   absl::StatusOr<Mounts> Prepare(const std::string& key,
                                  const std::string& parent,
@@ -147,6 +149,7 @@ class FakeSnapshotBackend final : public SnapshotBackend {
     const std::string old = snapshots[key].parent();
     snapshots.erase(key);
     Add(name, old.empty() ? parent : old, labels, snapshots_v1::COMMITTED);
+    committed();
     return absl::OkStatus();
   }
   absl::Status Remove(const std::string& key) override {

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <future>
 #include <random>
 
 #include "lib/testing/temp_dir.h"
@@ -273,6 +275,35 @@ TEST_F(GcTest, SnapshotErrors) {
   ASSERT_TRUE(snapshots_->Prepare(call_, false, "late", "", {}).ok());
   ASSERT_TRUE(snapshots_->Commit(call_, "rebased", "late", "base", {}).ok());
   EXPECT_EQ(snapshots_->Stat(call_, "rebased")->parent(), "base");
+}
+
+// Whoever asks in the middle of a commit sees the one name or the other.
+TEST_F(GcTest, CommitShowsOneOfItsNamesAtAnyMoment) {
+  ASSERT_TRUE(snapshots_->Prepare(call_, false, "active", "", {}).ok());
+  std::promise<void> made, go_on;
+  snapshotter_->committed = [&] {
+    made.set_value();
+    go_on.get_future().wait();
+  };
+  std::future<absl::Status> commit = std::async(std::launch::async, [&] {
+    return snapshots_->Commit(call_, "committed", "active", "", {});
+  });
+  made.get_future().wait();
+  std::future<bool> active =
+      std::async(std::launch::async, [&] { return HasSnapshot("active"); });
+  // Answered at once (the bug), or held until the commit is through.
+  (void)active.wait_for(std::chrono::milliseconds(50));
+  const bool early =
+      active.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+  if (early) {
+    EXPECT_TRUE(active.get() || HasSnapshot("committed"));
+  }
+  go_on.set_value();
+  EXPECT_TRUE(commit.get().ok());
+  if (!early) {
+    EXPECT_FALSE(active.get());
+  }
+  EXPECT_TRUE(HasSnapshot("committed"));
 }
 
 // Random graphs of labels against a plain reachability search.

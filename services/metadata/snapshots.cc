@@ -207,6 +207,18 @@ absl::StatusOr<SnapshotRecord> Snapshots::Find(const SnapshotCall& call,
   return *std::move(record);
 }
 
+template <typename T>
+absl::StatusOr<T> Snapshots::Ask(
+    const SnapshotCall& call, const std::string& key,
+    absl::FunctionRef<absl::StatusOr<T>(const SnapshotRecord&)> ask) {
+  ASSIGN_OR_RETURN(const SnapshotRecord record, Find(call, key));
+  absl::StatusOr<T> answer = ask(record);
+  if (!absl::IsNotFound(answer.status())) return answer;
+  const KeyedLocks::Guard guard = backend_keys_.Lock({record.backend_key()});
+  ASSIGN_OR_RETURN(const SnapshotRecord settled, Find(call, key));
+  return ask(settled);
+}
+
 absl::Status Snapshots::CheckAbsent(const SnapshotCall& call,
                                     const std::string& name, const char* what) {
   Txn txn(store_, call.ns, KeysOf(call, {name}));
@@ -370,12 +382,14 @@ absl::Status Snapshots::AdoptRemote(const SnapshotCall& call,
 absl::StatusOr<Mounts> Snapshots::MountsOf(const SnapshotCall& call,
                                            const std::string& key) {
   ASSIGN_OR_RETURN(SnapshotBackend* const backend, Ready(call));
-  ASSIGN_OR_RETURN(const SnapshotRecord record, Find(call, key));
-  if (record.kind() == snapshots_v1::COMMITTED) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("requested snapshot ", key, " not active or view"));
-  }
-  return backend->MountsOf(record.backend_key());
+  return Ask<Mounts>(
+      call, key, [&](const SnapshotRecord& record) -> absl::StatusOr<Mounts> {
+        if (record.kind() == snapshots_v1::COMMITTED) {
+          return absl::FailedPreconditionError(
+              absl::StrCat("requested snapshot ", key, " not active or view"));
+        }
+        return backend->MountsOf(record.backend_key());
+      });
 }
 
 absl::Status Snapshots::Commit(const SnapshotCall& call,
@@ -440,7 +454,8 @@ absl::Status Snapshots::Commit(const SnapshotCall& call,
   *commit.mutable_record() = record;
   const std::string commit_key =
       Key(kind::kSnapshotCommit, {call.snapshotter, record.backend_key()});
-  const KeyedLocks::Guard guard = backend_keys_.Lock({record.backend_key()});
+  const KeyedLocks::Guard guard =
+      backend_keys_.Lock({record.backend_key(), active.backend_key()});
   {
     Batch batch;
     batch.Put(commit_key, commit.SerializeAsString());
@@ -512,9 +527,11 @@ absl::Status Snapshots::Remove(const SnapshotCall& call,
 absl::StatusOr<Info> Snapshots::Stat(const SnapshotCall& call,
                                      const std::string& key) {
   ASSIGN_OR_RETURN(SnapshotBackend* const backend, Ready(call));
-  ASSIGN_OR_RETURN(const SnapshotRecord record, Find(call, key));
-  ASSIGN_OR_RETURN(const Info info, backend->Stat(record.backend_key()));
-  return ToInfo(key, record, info.labels());
+  return Ask<Info>(
+      call, key, [&](const SnapshotRecord& record) -> absl::StatusOr<Info> {
+        ASSIGN_OR_RETURN(const Info info, backend->Stat(record.backend_key()));
+        return ToInfo(key, record, info.labels());
+      });
 }
 
 absl::StatusOr<Info> Snapshots::Update(const SnapshotCall& call,
@@ -621,8 +638,10 @@ absl::Status Snapshots::List(const SnapshotCall& call,
 absl::StatusOr<snapshots_v1::UsageResponse> Snapshots::Usage(
     const SnapshotCall& call, const std::string& key) {
   ASSIGN_OR_RETURN(SnapshotBackend* const backend, Ready(call));
-  ASSIGN_OR_RETURN(const SnapshotRecord record, Find(call, key));
-  return backend->Usage(record.backend_key());
+  return Ask<snapshots_v1::UsageResponse>(
+      call, key, [backend](const SnapshotRecord& record) {
+        return backend->Usage(record.backend_key());
+      });
 }
 
 void Snapshots::ReplaceBackends(Backends fresh) {

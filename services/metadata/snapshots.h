@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "lib/filters/filters.h"
 #include "services/metadata/records.pb.h"
 #include "services/metadata/snapshot_backend.h"
@@ -90,6 +91,13 @@ class Snapshots {
                             const CommitRecord& commit);
   absl::StatusOr<SnapshotRecord> Find(const SnapshotCall& call,
                                       const std::string& key) const;
+  // What `ask` gets from the backend for the snapshot's record. When the
+  // backend does not have it, a Commit of it may be between backend and record:
+  // waits for that and looks again, so that no moment shows neither name.
+  template <typename T>
+  absl::StatusOr<T> Ask(
+      const SnapshotCall& call, const std::string& key,
+      absl::FunctionRef<absl::StatusOr<T>(const SnapshotRecord&)> ask);
   // If `name` exists: adds it to the lease and returns kAlreadyExists with
   // `what` in front of its name.
   absl::Status CheckAbsent(const SnapshotCall& call, const std::string& name,
