@@ -402,6 +402,9 @@ void Client::CommitSnapshot() {
   if (Acknowledge(snapshots_stub_->Commit(Call().get(), request, &empty))) {
     committed.known = Known::kThere;
     it->second.known = Known::kGone;
+    // A later removal without an answer is no doubt about this commit.
+    committed.twin.clear();
+    it->second.twin.clear();
   }
   snapshots_[name] = committed;
 }
