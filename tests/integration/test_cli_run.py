@@ -135,23 +135,30 @@ class OnATerminal(unittest.TestCase):
         self.assertEqual(6, t.code())
 
     def test_detach_and_attach(self):
-        t = Terminal("run", "-it", "--name", "left", busybox, "sh")
-        self.addCleanup(remove, "left")
-        t.expect(rb"# ")
-        t.type(DETACH)
-        self.assertEqual(0, t.code())
-        self.assertIn("Up", state("left"))
-        # Twice: detaching leaves it attachable.
-        for _ in range(2):
-            t = Terminal("attach", "left")
-            t.type(b"echo again=$((40+2))\n")
-            t.expect(rb"again=42")
-            t.type(DETACH)
-            self.assertEqual(0, t.code())
-        t = Terminal("attach", "left")
-        t.type(b"exit 4\n")
-        self.assertEqual(4, t.code())
-        proc.wait_for(lambda: "Exited (4)" in state("left"), "its end")
+        for remove_after in (False, True):
+            with self.subTest(rm=remove_after):
+                name = "left%d" % remove_after
+                t = Terminal("run", "-it", *(["--rm"] if remove_after else []), "--name", name,
+                             busybox, "sh")
+                self.addCleanup(remove, name)
+                t.expect(rb"# ")
+                t.type(DETACH)
+                self.assertEqual(0, t.code())
+                self.assertIn("Up", state(name))
+                # Twice: detaching leaves it attachable.
+                for _ in range(2):
+                    t = Terminal("attach", name)
+                    t.type(b"echo again=$((40+2))\n")
+                    t.expect(rb"again=42")
+                    t.type(DETACH)
+                    self.assertEqual(0, t.code())
+                t = Terminal("attach", name)
+                t.type(b"exit 4\n")
+                self.assertEqual(4, t.code())
+                if remove_after:
+                    proc.wait_for(lambda: state(name) == "", "its removal")
+                else:
+                    proc.wait_for(lambda: "Exited (4)" in state(name), "its end")
 
     def test_detach_keys_of_ones_own(self):
         t = Terminal("run", "-it", "--rm", "--name", "keys", "--detach-keys", "ctrl-x,q", busybox,
@@ -330,6 +337,31 @@ class Options(unittest.TestCase):
         self.assertIn("sometimes", result.err)
         self.assertEqual(125, s.cli("run", "--rm", "--restart", "always", busybox, "true").code)
 
+    def test_user_namespace(self):
+        # The way to a root file system is open to whom it is mapped to.
+        os.chmod(s.dir, 0o711)
+        out = self.out("--userns", "remap:300000:65536", busybox, "sh", "-c",
+                       "cat /proc/self/uid_map /proc/self/gid_map; id -u; touch /f && "
+                       "ls -ln /f /bin/busybox | awk '{print $3, $4}'")
+        lines = [line.split() for line in out.splitlines()]
+        self.assertEqual([["0", "300000", "65536"]] * 2, lines[:2])
+        self.assertEqual([["0"], ["0", "0"], ["0", "0"]], lines[2:])
+        s.cli("run", "-d", "--userns", "remap", "--name", "shifted", busybox, "sleep", "1000",
+              check=True)
+        self.addCleanup(remove, "shifted")
+        pid = json.loads(s.cli("inspect", "shifted", check=True).out)[0]["State"]["Pid"]
+        self.assertNotEqual(0, os.stat("/proc/%d" % pid).st_uid)
+        self.assertEqual("0\n", s.cli("exec", "shifted", "id", "-u", check=True).out)
+        own = os.readlink("/proc/self/ns/user")
+        self.assertEqual(own, self.out("--userns", "host", busybox, "readlink",
+                                       "/proc/self/ns/user").strip())
+        for text in ("remap:0", "remap:x", "keep", "remap:1:2:3"):
+            result = s.cli("run", "--rm", "--userns", text, busybox, "true")
+            self.assertEqual(125, result.code, text)
+            self.assertIn("--userns", result.err)
+        self.assertEqual(125, s.cli("run", "--rm", "--userns", "remap", "--privileged", busybox,
+                                    "true").code)
+
     def test_devices_tmpfs_ulimits(self):
         out = self.out("--device", "/dev/null:/dev/hole:rw", busybox, "sh", "-c",
                        "echo x > /dev/hole; stat -c '%F %t:%T' /dev/hole")
@@ -427,6 +459,58 @@ class Options(unittest.TestCase):
         self.addCleanup(remove, "w5")
         self.assertEqual("3\n", s.cli("wait", "w5", check=True).out)
         self.assertNotEqual(0, s.cli("wait", "w3").code)
+
+
+class Usage(unittest.TestCase):
+    """stats and top read like Docker's."""
+
+    @classmethod
+    def setUpClass(cls):
+        s.cli("run", "-d", "--name", "busy", "--memory", "64m", busybox, "sh", "-c",
+              "sleep 1001 & while :; do :; done", check=True)
+        cls.addClassCleanup(remove, "busy")
+
+    def test_stats(self):
+        head, row = s.cli("stats", "--no-stream", "busy", check=True).out.splitlines()
+        self.assertEqual(["CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %",
+                          "NET I/O", "BLOCK I/O", "PIDS"], re.split(r"\s{2,}", head.strip()))
+        cells = re.split(r"\s{2,}", row.strip())
+        self.assertRegex(cells[0], r"^[0-9a-f]{12}$")
+        self.assertEqual("busy", cells[1])
+        self.assertGreater(float(cells[2].rstrip("%")), 1)
+        self.assertRegex(cells[3], r"^[0-9.]+[KM]iB / 64MiB$")
+        self.assertRegex(cells[4], r"^[0-9.]+%$")
+        self.assertEqual("0B / 0B", cells[5])
+        self.assertRegex(cells[6], r"^[0-9.]+[kM]?B / [0-9.]+[kM]?B$")
+        self.assertEqual("2", cells[7])
+        figures = json.loads(s.cli("stats", "--no-stream", "--format", "json", "busy",
+                                   check=True).out)
+        self.assertEqual("busy", figures["Name"])
+        self.assertIn("NetIO", figures)
+        self.assertNotEqual(0, s.cli("stats", "--no-stream", "no-such").code)
+
+    def test_stats_live(self):
+        t = Terminal("stats", "busy")
+        t.expect(rb"busy")
+        t.expect(rb"\x1b\[H\x1b\[2J[^\x1b]*busy")
+        t.type(b"\x03")
+        self.assertNotEqual(None, t.code())
+
+    def test_top(self):
+        head, *rows = s.cli("top", "busy", check=True).out.splitlines()
+        self.assertEqual(["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"], head.split())
+        self.assertEqual(2, len(rows))
+        sleeper = [row.split() for row in rows if row.endswith("sleep 1001")][0]
+        self.assertEqual("root", sleeper[0])
+        self.assertTrue(os.path.exists("/proc/" + sleeper[1]))
+        self.assertEqual("?", sleeper[5])
+        self.assertRegex(sleeper[6], r"^\d\d:\d\d:\d\d$")
+        out = s.cli("top", "busy", "-eo", "pid,comm", check=True).out.splitlines()
+        self.assertEqual(["PID", "COMMAND"], out[0].split())
+        self.assertEqual({"sh", "sleep"}, {line.split()[1] for line in out[1:]})
+        result = s.cli("top", "busy", "-eo", "comm")
+        self.assertNotEqual(0, result.code)
+        self.assertIn("PID", result.err)
 
 
 if __name__ == "__main__":
