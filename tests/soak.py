@@ -8,10 +8,10 @@ import subprocess
 import sys
 import time
 
-from tests import soak_pulls
+from tests import soak_cycles, soak_pulls
 from tests.fuzz import run as fuzz
 from tests.harness import crash, proc, suite
-from tests.integration import common, test_many, test_shim
+from tests.integration import common
 
 
 def settle(s):
@@ -78,20 +78,6 @@ def run_tests(name, **env):
         sys.exit(done.returncode)
 
 
-def cycles(count):
-    """Create-start-exec-kill-delete, 8 at a time: through a suite with a shim
-    for each container, and within one shim. Complains about what is left."""
-    began = time.monotonic()
-    with suite.Suite() as s:
-        test_many.image = common.image_registry().host + "/busybox:latest"
-        s.ctr("images", "pull", "--plain-http", test_many.image, check=True)
-        test_many.stress(s, count, print)
-    print("%d cycles through a suite: nothing left, %d s" % (count, time.monotonic() - began))
-    began = time.monotonic()
-    test_shim.stress(count, print)
-    print("%d cycles within one shim: nothing left, %d s" % (count, time.monotonic() - began))
-
-
 def model_rounds(seconds, seed):
     """Random operations on the metadata classes and on their model."""
     target = "//services/metadata:model_test"
@@ -144,10 +130,12 @@ def main():
     parser.add_argument("--rounds", type=int, help="of --crash")
     parser.add_argument("--race", action="store_true",
                         help="pulls, removals, expiring leases and collections at once")
-    parser.add_argument("--sanitizer", choices=("tsan", "asan"), help="for --race")
+    parser.add_argument("--sanitizer", choices=("tsan", "asan"), help="for --race and --cycles")
+    parser.add_argument("--built", metavar="DIR",
+                        help="the bazel-bin of a build with that sanitizer, for --cycles")
     args = parser.parse_args()
     if args.cycles:
-        return cycles(args.cycles)
+        return soak_cycles.run(args.cycles, args.sanitizer, args.built)
     if args.many:
         run_tests("test_services_die", BULKHEAD_MANY=str(args.many))
     if args.codes:

@@ -224,6 +224,8 @@ class Bench:
         env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "BULKHEAD_OCI_ROOT": self.runtime_root,
                "BULKHEAD_OCI_RUNTIME": self.runtime, "BULKHEAD_SHIM_SOCKET_DIR": self.sockets,
                "TTRPC_ADDRESS": os.path.join(self.dir, "events")}
+        env.update({key: value for key, value in os.environ.items()
+                    if key in ("ASAN_OPTIONS", "TSAN_OPTIONS")})
         env.update(more)
         return env
 

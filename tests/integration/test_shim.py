@@ -718,7 +718,7 @@ def held_by(pid):
             len(os.listdir("/proc/%d/fd" % pid)))
 
 
-def stress(cycles, report=None):
+def stress(cycles, report=None, growth_kib_max=256):
     """Cycles of containers within one shim, 8 at a time; nothing may be left."""
     box = shim.Bench()
     try:
@@ -760,8 +760,8 @@ def stress(cycles, report=None):
         before = held_by(pid)
         many(range(warm, cycles))
         proc.wait_for(lambda: held_by(pid)[1] <= before[1] and
-                      held_by(pid)[0] <= before[0] + 256, "memory and descriptors: %r, then %r" %
-                      (before, held_by(pid)), 10)
+                      held_by(pid)[0] <= before[0] + growth_kib_max,
+                      "memory and descriptors: %r, then %r" % (before, held_by(pid)), 10)
         if report:
             report("the shim: %d KiB and %d descriptors, then %d and %d" %
                    (*before, *held_by(pid)))
