@@ -221,6 +221,9 @@ def main():
                                            "shims", "tasks", "records", "collect"))
     parser.add_argument("--cases", default=",".join(registries_bench.CASES),
                         help="of the registries [%(default)s]")
+    parser.add_argument("--tasks", default=",".join(tasks_bench.SLICES),
+                        help="slices of the tasks [%(default)s]")
+    parser.add_argument("--latency-tool", help="//services/gateway:latency_tool, built before")
     parser.add_argument("--layer-size", type=int, default=1024, metavar="MIB",
                         help="of the one large layer of the registries")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
@@ -253,7 +256,8 @@ def main():
                                                   args.cases.split(","), tree_layers, args.size,
                                                   args.layer_size)
             if args.only in (None, "tasks"):
-                tasks_bench.bench_tasks(report, sides, reg.host + "/busybox:1", args.rounds)
+                tasks_bench.bench_tasks(report, sides, reg.host + "/busybox:1", args.rounds,
+                                        args.tasks.split(","), args.latency_tool)
             if args.only in (None, "shims"):
                 shims_bench.bench_shims(report, args.rounds)
             if args.only in (None, "records"):

@@ -70,15 +70,21 @@ class Bare:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def alternate(sides, rounds, make, pause=0.0):
-    """Milliseconds of make(side, n) on each side in turn."""
-    times = ([], [])
+def alternate(sides, rounds, make, pause=0.0, floor=None):
+    """Milliseconds of make(side, n) on each side in turn, and of the bare runtime."""
+    times, bare = ([], []), []
+
+    def timed(args, env=None):
+        if pause:
+            time.sleep(pause)
+        return 1000 * measure.Timed(args, [], env).wall
+
     for n in range(rounds):
         for i, side in enumerate(sides):
-            if pause:
-                time.sleep(pause)
-            times[i].append(1000 * measure.Timed(make(side, n), [], side.env).wall)
-    return times
+            times[i].append(timed(make(side, n), side.env))
+        if floor is not None:
+            bare.append(timed(floor.args()))
+    return times if floor is None else (*times, bare)
 
 
 def at_once(side, runtime, image, tag, count):
@@ -93,23 +99,16 @@ def at_once(side, runtime, image, tag, count):
 def bench_speed(report, sides, image, rounds, runtime):
     bare = Bare(runtime)
     try:
-        floor = []
-        for _ in range(rounds):
-            floor.append(1000 * measure.Timed(bare.args(), []).wall)
         report.add("run --rm back-to-back, %s" % runtime, "ms", *alternate(
             sides, rounds, lambda s, n: command(s, runtime, image, "b%s%d" % (runtime, n),
-                                                "true")), floor=floor)
+                                                "true"), floor=bare))
         report.add("run --rm by ctr on both, %s" % runtime, "ms", *alternate(
             sides, rounds, lambda s, n: by_ctr(s, runtime, image, "c%s%d" % (runtime, n),
-                                               "true")), floor=floor)
-        floor = []
-        for _ in range(max(3, rounds // 2)):
-            time.sleep(SPARSE_PAUSE_S)
-            floor.append(1000 * measure.Timed(bare.args(), []).wall)
+                                               "true"), floor=bare))
         report.add("run --rm sparse, %s" % runtime, "ms", *alternate(
             sides, max(3, rounds // 2),
             lambda s, n: command(s, runtime, image, "s%s%d" % (runtime, n), "true"),
-            pause=SPARSE_PAUSE_S), floor=floor)
+            pause=SPARSE_PAUSE_S, floor=bare))
         rates, floor = ([], []), []
         count = AT_ONCE * 4
         for n in range(3):
@@ -182,35 +181,54 @@ def bench_many(report, sides, image, most):
         end(side, side.names)
 
 
-def bench_calls(report, sides, rounds):
+def build():
+    """Builds the client that makes small calls; returns its path."""
+    options = ["--config=opt", "//services/gateway:latency_tool"]
+    env = dict(os.environ, HOME=os.environ.get("HOME", "/root"))
+    subprocess.run(["bazel", "build"] + options, check=True, cwd=proc.TOP, env=env,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    bin_dir = subprocess.run(["bazel", "info", "--config=opt", "bazel-bin"], check=True, env=env,
+                             cwd=proc.TOP, capture_output=True, text=True).stdout.strip()
+    return os.path.join(bin_dir, "services", "gateway", "latency_tool")
+
+
+def bench_calls(report, sides, rounds, tool):
     ours, theirs = sides
     report.add("ctr version: wall", "ms", *alternate(
         sides, rounds * 3, lambda s, n: ["ctr", "--address", s.daemon.address, "version"]))
-    tool = os.path.join(proc.TOP, "bazel-bin", "services", "gateway", "latency_tool")
-    built = subprocess.run(["bazel", "build", "--config=opt", "//services/gateway:latency_tool"],
-                           cwd=proc.TOP, capture_output=True)
-    if built.returncode:
-        raise SystemExit("bench: latency_tool does not build\n" + built.stderr.decode()[-2000:])
     direct = os.path.join(ours.daemon.state, "metadata", "metadata.sock")
-    names = {direct: [], ours.daemon.address: [], theirs.daemon.address: []}
-    out = subprocess.run([tool, *names], capture_output=True, text=True, check=True).stdout
+    times = {direct: [], ours.daemon.address: [], theirs.daemon.address: []}
+    out = subprocess.run([tool, *times], capture_output=True, text=True, check=True).stdout
     for line in out.splitlines():
         path, _, text = line.rpartition(": p50 ")
-        names[path].append(float(text.split()[0]))
+        times[path].append(float(text.split()[0]))
     report.add("unary call p50 (floor: not through the gateway)", "us",
-               names[ours.daemon.address], names[theirs.daemon.address], floor=names[direct])
+               times[ours.daemon.address], times[theirs.daemon.address], floor=times[direct])
 
 
-def bench_tasks(report, make_sides, image, rounds, most=100):
+# Slices, so that each fits into a few quiet minutes.
+SLICES = ("calls", "runc", "crun", "many")
+
+
+def bench_tasks(report, make_sides, image, rounds, slices=SLICES, tool=None, most=100):
+    unknown = set(slices) - set(SLICES)
+    if unknown:
+        raise SystemExit("bench: no slice %s of tasks: %s" %
+                         (", ".join(sorted(unknown)), ", ".join(SLICES)))
+    if "calls" in slices and tool is None:
+        tool = build()
     common.let_crun_work()
     sides = make_sides()
     with sides[0].daemon, sides[1].daemon:
         for side in sides:
             quiet(side.pull(image), side.env)
-        bench_calls(report, sides, rounds)
+        if "calls" in slices:
+            bench_calls(report, sides, rounds, tool)
         for runtime in ("runc", "crun"):
-            bench_speed(report, sides, image, rounds, runtime)
-        bench_many(report, sides, image, most)
+            if runtime in slices:
+                bench_speed(report, sides, image, rounds, runtime)
+        if "many" in slices:
+            bench_many(report, sides, image, most)
         for wait in (0, 2, 10):
             time.sleep(wait)
             report.add("daemons, %d s after all this" % wait, "MiB PSS",
