@@ -79,7 +79,10 @@ class RocksDb : public Db {
                     const View* view, const std::string& from) const override {
     const rocks::HealingDb::Use db(*db_);
     RETURN_IF_ERROR(FromRocks(db.status(), "scan"));
-    ASSIGN_OR_RETURN(const rocksdb::ReadOptions options, Read(view));
+    ASSIGN_OR_RETURN(rocksdb::ReadOptions options, Read(view));
+    // Whoever walks through a view reads all of a kind: the small cache is for
+    // those who ask for single records.
+    options.fill_cache = view == nullptr;
     std::unique_ptr<rocksdb::Iterator> it(db->NewIterator(options));
     for (it->Seek(from.empty() ? prefix : from); it->Valid(); it->Next()) {
       if (!it->key().starts_with(prefix)) break;
@@ -153,7 +156,12 @@ rocksdb::Options MakeOptions() {
   options.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
   rocksdb::BlockBasedTableOptions table;
   table.block_cache = rocksdb::NewLRUCache(kBlockCacheBytes, 2);
+  // Index and filters in pieces: with records of 8 KiB the index of one table
+  // is as large as a shard of the cache, and would be read again for each Get.
   table.cache_index_and_filter_blocks = true;
+  table.index_type = rocksdb::BlockBasedTableOptions::kTwoLevelIndexSearch;
+  table.partition_filters = true;
+  table.enable_index_compression = false;
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
   options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
   return options;

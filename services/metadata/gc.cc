@@ -233,17 +233,21 @@ void Collector::Run() {
     store_.deletions = 0;
     store_.mutations = 0;
     mutex_.Unlock();
+    const absl::Time started = absl::Now();
     absl::StatusOr<CollectResult> result = Collect(backends);
+    const absl::Duration took = absl::Now() - started;
     mutex_.Lock();
     first = false;
     last_ = std::move(result);
     finished_ = request;
     if (stopping_) return;
-    // The share of time in which writers wait stays below pause_threshold.
-    const absl::Duration interval =
+    // The share of time in which writers wait stays below pause_threshold, and
+    // that in which it works at all below kWorkShareMax.
+    const absl::Duration interval = std::max(
         options_.pause_threshold > 0
             ? pause_average_ / options_.pause_threshold - pause_average_
-            : absl::ZeroDuration();
+            : absl::ZeroDuration(),
+        std::min(took / kWorkShareMax - took, kWorkIntervalMax));
     mutex_.AwaitWithTimeout(absl::Condition(&asked), interval);
   }
 }

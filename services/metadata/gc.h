@@ -49,6 +49,11 @@ absl::StatusOr<CollectResult> CollectRecords(
 // The database keys of what a collection begun now would remove.
 absl::StatusOr<std::vector<std::string>> ListGarbage(Store& store);
 
+// Unasked runs: at most this share of the time is spent in them, as long as
+// that does not put the next one off for longer than this.
+constexpr double kWorkShareMax = 0.1;
+constexpr absl::Duration kWorkIntervalMax = absl::Seconds(30);
+
 struct CollectorOptions {
   absl::Duration startup_delay = absl::Milliseconds(100);
   absl::Duration schedule_delay = absl::ZeroDuration();

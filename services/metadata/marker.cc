@@ -67,6 +67,9 @@ absl::Status Marker::ScanLabels(char kind, bool roots_by_label,
         if constexpr (std::is_same_v<Record, SnapshotRecord>) {
           NoteUse(key, record.labels());
         }
+        if constexpr (std::is_same_v<Record, Container>) {
+          FollowContainer(key, record);
+        }
         GatherBackReferences(parts[0], key, record.labels());
         return true;
       },
@@ -282,6 +285,16 @@ void Marker::FollowLabels(const std::string& key, const LabelMap& labels) {
   }
 }
 
+void Marker::FollowContainer(const std::string& key,
+                             const Container& container) {
+  if (!container.snapshot_key().empty()) {
+    Push(Key(kind::kSnapshot, {Split(key)[0], container.snapshotter(),
+                               container.snapshot_key()}),
+         key, "snapshot_key");
+  }
+  FollowLabels(key, container.labels());
+}
+
 absl::Status Marker::Follow(const std::string& key) {
   const std::vector<std::string> parts = Split(key);
   const std::string& ns = parts[0];
@@ -316,15 +329,11 @@ absl::Status Marker::Follow(const std::string& key) {
       break;
     }
     case kind::kContainer: {
+      // MarkAll() follows each as it scans them: their records are large.
+      if (view_ != nullptr) break;
       ASSIGN_OR_RETURN(std::optional<Container> container,
                        Read<Container>(key));
-      if (!container.has_value()) break;
-      if (!container->snapshot_key().empty()) {
-        Push(Key(kind::kSnapshot,
-                 {ns, container->snapshotter(), container->snapshot_key()}),
-             key, "snapshot_key");
-      }
-      FollowLabels(key, container->labels());
+      if (container.has_value()) FollowContainer(key, *container);
       break;
     }
     case kind::kSandbox: {

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "proto/containerd/services/containers/v1/containers.pb.h"
 #include "services/metadata/references.h"
 #include "services/metadata/store.h"
 #include "services/metadata/util.h"
@@ -66,6 +67,9 @@ class Marker {
   void Push(std::string key, const std::string& from, const std::string& by);
   absl::Status Drain();
   void FollowLabels(const std::string& key, const LabelMap& labels);
+  void FollowContainer(
+      const std::string& key,
+      const containerd::services::containers::v1::Container& container);
   // Queues what the object refers to.
   absl::Status Follow(const std::string& key);
   void Root(const std::string& key, const std::string& why) {
