@@ -224,6 +224,9 @@ def main():
     parser.add_argument("--tasks", default=",".join(tasks_bench.SLICES),
                         help="slices of the tasks [%(default)s]")
     parser.add_argument("--latency-tool", help="//services/gateway:latency_tool, built before")
+    parser.add_argument("--images", metavar="FOLDER",
+                        help="make the registries' images there once and use them again; "
+                        "with --pull-rounds 0 do nothing else")
     parser.add_argument("--layer-size", type=int, default=1024, metavar="MIB",
                         help="of the one large layer of the registries")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
@@ -254,7 +257,7 @@ def main():
             if args.only in (None, "registries"):
                 registries_bench.bench_registries(report, sides, args.pull_rounds,
                                                   args.cases.split(","), tree_layers, args.size,
-                                                  args.layer_size)
+                                                  args.layer_size, args.images)
             if args.only in (None, "tasks"):
                 tasks_bench.bench_tasks(report, sides, reg.host + "/busybox:1", args.rounds,
                                         args.tasks.split(","), args.latency_tool)

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import shutil
 import subprocess
 import tarfile
@@ -20,7 +21,8 @@ from tests.harness import fileregistry, images, proc, registry
 RATE = 100_000_000
 LATENCY = 0.05
 SMALL_IMAGES = 20
-CASES = ("gzip", "zstd", "one", "small", "push", "fetch", "shaped")
+SHAPED = ("shaped-six", "shaped-one")
+CASES = ("gzip", "zstd", "one", "small", "push", "fetch") + SHAPED
 
 
 def _big_layer(layout, tag, size):
@@ -58,26 +60,32 @@ def _bytes_of(layout, tag):
     raise KeyError(tag)
 
 
-def _skopeo(source, *flags):
+def _skopeo(source):
+    """The bytes into a folder, nothing unpacked."""
     folder = proc.temp_dir()
     try:
-        return measure.Timed(["skopeo", "copy", "-q", "--src-tls-verify=false", *flags,
+        return measure.Timed(["skopeo", "copy", "-q", "--src-tls-verify=false",
                               "docker://" + source, "dir:" + os.path.join(folder, "d")], [])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _children_cpu():
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 class _Many:
     """Many commands at once: wall and CPU as measure.Timed has them."""
 
     def __init__(self, commands, daemons, env=None):
-        before = measure.cpu_s(daemons)
+        before = measure.cpu_s(daemons) + _children_cpu()
         began = time.monotonic()
         with concurrent.futures.ThreadPoolExecutor(len(commands)) as pool:
             done = list(pool.map(lambda c: subprocess.run(
                 c, env=env, stdin=subprocess.DEVNULL, capture_output=True), commands))
         self.wall = time.monotonic() - began
-        self.cpu = measure.cpu_s(daemons) - before
+        self.cpu = measure.cpu_s(daemons) + _children_cpu() - before
         for each in done:
             if each.returncode != 0:
                 raise SystemExit("bench: %r\n%s" % (each.args, each.stderr.decode()[-2000:]))
@@ -91,7 +99,7 @@ def _fetch(side, image):
 
 
 def _compare(report, what, rounds, sides, work, other=None, peak=True):
-    """work(side, timed) runs once in a fresh daemon and returns a Timed."""
+    """work(side) runs once in a fresh daemon and returns a Timed."""
     wall, cpu, memory, others = ([], []), ([], []), ([], []), []
     for _ in range(rounds):
         for i, side in enumerate(sides()):
@@ -158,13 +166,23 @@ def _unshaped(report, sides, rounds, cases, layout):
                 return measure.Timed(side.client("images", "push", "--plain-http", copy),
                                      side.pids(), side.env)
 
-            _compare(report, "push, six layers, gzip", rounds, sides, push, peak=False)
+            def skopeo_push():
+                count[0] += 1
+                return measure.Timed(["skopeo", "copy", "-q", "--dest-tls-verify=false",
+                                      "oci:%s:gzip" % layout.path,
+                                      "docker://%s/copy%d:1" % (target.host, count[0])], [])
+
+            _compare(report, "push, six layers, gzip", rounds, sides, push, skopeo_push,
+                     peak=False)
 
 
-def _shaped(report, sides, rounds, layout):
+def _shaped(report, sides, rounds, cases, layout):
     with fileregistry.FileRegistry(latency=LATENCY, rate=RATE) as reg:
         reg.load(layout, "shaped")
-        for tag, name in (("gzip", "six layers, gzip"), ("one", "one large layer")):
+        for case, tag, name in (("shaped-six", "gzip", "six layers, gzip"),
+                                ("shaped-one", "one", "one large layer")):
+            if case not in cases:
+                continue
             image = "%s/shaped:%s" % (reg.host, tag)
             wall = _compare(report, "shaped pull, " + name, rounds, sides,
                             lambda side: measure.Timed(side.pull(image), side.pids(), side.env),
@@ -175,26 +193,42 @@ def _shaped(report, sides, rounds, layout):
                    wall / (size / RATE / 6)), flush=True)
 
 
-def bench_registries(report, sides, rounds, cases, tree_layers, size_mib, layer_mib):
-    folder = proc.temp_dir()
+def _make_images(layout, cases, tree_layers, size_mib, layer_mib):
+    wanted = set()
+    if set(cases) & {"gzip", "push", "fetch", "shaped-six"}:
+        wanted.add("gzip")
+    if "zstd" in cases:
+        wanted.add("zstd")
+    missing = [tag for tag in sorted(wanted) if not layout.has(tag)]
+    if missing:
+        layers = tree_layers(size_mib, 6)
+        for tag in missing:
+            layout.image(tag, layers, compression=tag)
+    if set(cases) & {"one", "shaped-one"} and not layout.has("one"):
+        _big_layer(layout, "one", layer_mib << 20)
+    if "small" in cases and not layout.has("small0"):
+        base = images.tar_of(lambda add: add("base", os.urandom(2 << 20)))
+        for n in range(SMALL_IMAGES):
+            own = images.tar_of(lambda add: add("own", os.urandom(1 << 20)))
+            layout.image("small%d" % n, [base, own])
+
+
+def bench_registries(report, sides, rounds, cases, tree_layers, size_mib, layer_mib, keep=None):
+    """With `keep`, the images are made there once and used again; without
+    rounds nothing else is done."""
+    unknown = set(cases) - set(CASES)
+    if unknown:
+        raise SystemExit("bench: no such case: %s" % ", ".join(sorted(unknown)))
+    folder = keep or proc.temp_dir()
     try:
         layout = images.Layout(os.path.join(folder, "layout"))
-        if set(cases) & {"gzip", "zstd", "push", "fetch", "shaped"}:
-            layers = tree_layers(size_mib, 6)
-            layout.image("gzip", layers)
-            if "zstd" in cases:
-                layout.image("zstd", layers, compression="zstd")
-            del layers
-        if set(cases) & {"one", "shaped"}:
-            _big_layer(layout, "one", layer_mib << 20)
-        if "small" in cases:
-            base = images.tar_of(lambda add: add("base", os.urandom(2 << 20)))
-            for n in range(SMALL_IMAGES):
-                own = images.tar_of(lambda add: add("own", os.urandom(1 << 20)))
-                layout.image("small%d" % n, [base, own])
-        if set(cases) - {"shaped"}:
+        _make_images(layout, cases, tree_layers, size_mib, layer_mib)
+        if not rounds:
+            return
+        if set(cases) - set(SHAPED):
             _unshaped(report, sides, rounds, cases, layout)
-        if "shaped" in cases:
-            _shaped(report, sides, rounds, layout)
+        if set(cases) & set(SHAPED):
+            _shaped(report, sides, rounds, cases, layout)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -17,6 +17,8 @@ namespace bulkhead::config {
 namespace {
 
 constexpr size_t kConfigBytesMax = 1 << 20;
+// With less, transfers that wait for their turn look stalled to registries.
+constexpr int64_t kBandwidthMin = 64 << 10;
 
 size_t EditDistance(const std::string& a, const std::string& b) {
   std::vector<size_t> row(b.size() + 1);
@@ -381,6 +383,12 @@ void ReadServices(Table* root, Config* config, absl::Status* error) {
                        &config->distribution.max_connections_per_host, 0, 1024);
   distribution.BindInt("bandwidth_limit", &config->distribution.bandwidth_limit,
                        0, int64_t{1} << 40);
+  const int64_t limit = config->distribution.bandwidth_limit;
+  if (limit > 0 && limit < kBandwidthMin && error->ok()) {
+    *error = absl::InvalidArgumentError(absl::StrCat(
+        "'distribution.bandwidth_limit' is bytes a second: 0 for no limit, or ",
+        kBandwidthMin, " at least, not ", limit));
+  }
   distribution.Bind("stall_timeout", &config->distribution.stall_timeout);
   ReadTrust(&distribution, config, error);
   distribution.Finish();

@@ -45,6 +45,13 @@ TEST(Config, WrongTypesAndRangesAreNamed) {
               HasSubstr("needs a 'type' and an 'address'"));
 }
 
+TEST(Config, BandwidthLimitIsNoneOrEnough) {
+  EXPECT_EQ(ErrorOf("[distribution]\nbandwidth_limit = 0"), "");
+  EXPECT_EQ(ErrorOf("[distribution]\nbandwidth_limit = 65536"), "");
+  EXPECT_THAT(ErrorOf("[distribution]\nbandwidth_limit = 65535"),
+              HasSubstr("'distribution.bandwidth_limit'"));
+}
+
 TEST(Config, StreamProcessorsAreRead) {
   const absl::StatusOr<Config> config = Parse(
       "[stream_processors.'io.example.up']\naccepts = ['a/b', 'c/d']\n"

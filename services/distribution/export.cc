@@ -8,6 +8,7 @@
 #include "lib/base/status_macros.h"
 #include "lib/oci/reference.h"
 #include "services/distribution/import.h"
+#include "services/distribution/origin.h"
 
 namespace bulkhead::distribution {
 namespace {
@@ -41,6 +42,7 @@ class Exporter {
   absl::Status Add(const ImageRecord& image) {
     best_ = -1;
     best_manifest_ = Descriptor();
+    name_ = image.name;
     RETURN_IF_ERROR(
         Annotate(Node(image.target, 0), absl::StrCat("image ", image.name)));
     if (best_manifest_.digest.empty() && !request_.all_platforms) {
@@ -137,12 +139,19 @@ class Exporter {
     }
     ASSIGN_OR_RETURN(const oci::Manifest manifest, oci::ParseManifest(text));
     RETURN_IF_ERROR(Blob(manifest.config));
+    ASSIGN_OR_RETURN(const Labels labels,
+                     context_.store->BlobLabels(node.digest.str()));
     for (const Descriptor& layer : manifest.layers) {
       const bool foreign =
           absl::StrContains(layer.media_type, "foreign") ||
           absl::StrContains(layer.media_type, "nondistributable");
       if (foreign && request_.skip_non_distributable) continue;
-      const absl::Status status = Blob(layer);
+      absl::Status status = Blob(layer);
+      if (absl::IsNotFound(status) && !foreign &&
+          oci::IsLayerType(layer.media_type)) {
+        RETURN_IF_ERROR(BringLayer(context_, name_, labels, layer));
+        status = Blob(layer);
+      }
       if (foreign && absl::IsNotFound(status)) continue;
       RETURN_IF_ERROR(status);
     }
@@ -172,12 +181,6 @@ class Exporter {
     const std::string path = BlobPath(desc.digest);
     if (blobs_.count(path) > 0) return absl::OkStatus();
     const absl::Status there = context_.store->Open(desc.digest.str()).status();
-    if (absl::IsNotFound(there) && oci::IsLayerType(desc.media_type)) {
-      return absl::NotFoundError(absl::StrCat(
-          "layer ", desc.digest.str(),
-          " is not here: it was not fetched, since its files are here in "
-          "another compression. Pull the image again with --no-unpack"));
-    }
     RETURN_IF_ERROR(there);
     blobs_[path] = desc;
     return absl::OkStatus();
@@ -217,7 +220,8 @@ class Exporter {
   const ExportRequest& request_;
   std::vector<oci::Platform> platforms_;
   size_t nodes_ = 0;
-  int best_ = -1;  // Of the image being added.
+  std::string name_;  // Of the image being added.
+  int best_ = -1;
   Descriptor best_manifest_;
   oci::Index index_;
   std::map<std::string, Descriptor> blobs_;                 // By path.

@@ -19,19 +19,17 @@
 #include "absl/time/clock.h"
 #include "lib/base/status_macros.h"
 #include "lib/os/fd.h"
+#include "services/distribution/bandwidth.h"
 
 namespace bulkhead::distribution {
 namespace {
 
 constexpr long kReceiveBufferBytes = 256 << 10;
 constexpr long kConnectionsMax = 32;
-constexpr int kPollMs = 30000;  // Idle for so long: connections are closed.
+// Idle for so long: connections are closed.
+constexpr absl::Duration kPoll = absl::Seconds(30);
 constexpr size_t kCaBytesMax = 4 << 20;
 constexpr absl::Duration kCancelCheck = absl::Milliseconds(100);
-// The least share of the bandwidth limit that one request gets: well above
-// what counts as a stall.
-constexpr int64_t kShareBytesMin = 16 << 10;
-
 struct Job {
   const HttpRequest* request = nullptr;
   CURL* easy = nullptr;
@@ -43,6 +41,10 @@ struct Job {
   bool headers_done = false;
   absl::Status failed;  // From a callback.
   size_t sent_bytes = 0;
+  // The client's; used in its loop only.
+  Bandwidth* down = nullptr;
+  Bandwidth* up = nullptr;
+  int paused = 0;  // CURLPAUSE_*: waits for its turn.
 
   std::mutex mutex;
   std::condition_variable changed;
@@ -103,6 +105,13 @@ size_t OnHeader(char* data, size_t unit, size_t count, void* user) {
 size_t OnBody(char* data, size_t unit, size_t count, void* user) {
   Job& job = *static_cast<Job*>(user);
   const size_t size = unit * count;
+  if (job.down->limited()) {
+    if (!job.down->MayMove(&job, absl::Now())) {
+      job.paused |= CURLPAUSE_RECV;
+      return CURL_WRITEFUNC_PAUSE;  // It is handed in again.
+    }
+    job.down->Moved(&job, static_cast<int64_t>(size));
+  }
   if (TakesBody(job)) {
     job.failed = job.request->sink(data, size);
     return job.failed.ok() ? size : 0;
@@ -126,18 +135,27 @@ size_t OnBody(char* data, size_t unit, size_t count, void* user) {
 
 size_t OnUpload(char* buffer, size_t unit, size_t count, void* user) {
   Job& job = *static_cast<Job*>(user);
-  const size_t room = unit * count;
+  size_t room = unit * count;
+  if (job.up->limited()) {
+    if (!job.up->MayMove(&job, absl::Now())) {
+      job.paused |= CURLPAUSE_SEND;
+      return CURL_READFUNC_PAUSE;
+    }
+    room = std::min(room, static_cast<size_t>(job.up->TurnBytes()));
+  }
+  size_t size = 0;
   if (job.request->source) {
     const int64_t got =
         job.request->source(buffer, room, static_cast<int64_t>(job.sent_bytes));
     if (got < 0) return CURL_READFUNC_ABORT;
-    job.sent_bytes += static_cast<size_t>(got);
-    return static_cast<size_t>(got);
+    size = static_cast<size_t>(got);
+  } else {
+    const std::string& body = job.request->body;
+    size = std::min(room, body.size() - job.sent_bytes);
+    std::memcpy(buffer, body.data() + job.sent_bytes, size);
   }
-  const std::string& body = job.request->body;
-  const size_t size = std::min(room, body.size() - job.sent_bytes);
-  std::memcpy(buffer, body.data() + job.sent_bytes, size);
   job.sent_bytes += size;
+  job.up->Moved(&job, static_cast<int64_t>(size));
   return size;
 }
 
@@ -381,43 +399,46 @@ class CurlClient : public HttpClient {
     const std::shared_ptr<Job> keep = found->second;
     running_.erase(found);
     curl_multi_remove_handle(multi_, job->easy);
-    changed_ = true;
+    down_.Forget(job);
+    up_.Forget(job);
     std::lock_guard<std::mutex> lock(job->mutex);
     job->result = result;
     job->done = true;
     job->changed.notify_all();
   }
 
-  // Gives each running request its share of the bandwidth. The loop's thread.
-  void Share(int64_t bytes_per_second) {
-    int64_t share = 0;
-    if (bytes_per_second > 0 && !running_.empty()) {
-      share = std::max(bytes_per_second / static_cast<int64_t>(running_.size()),
-                       kShareBytesMin);
+  // Lets those go on whose turn it is; how long until the next may.
+  absl::Duration TakeTurns() {
+    absl::Duration wait = absl::InfiniteDuration();
+    const std::pair<Bandwidth*, int> ways[] = {{&down_, CURLPAUSE_RECV},
+                                               {&up_, CURLPAUSE_SEND}};
+    for (const auto& [way, bit] : ways) {
+      while (const Bandwidth::Mover who = way->Next(absl::Now())) {
+        // Only jobs ask for a turn, and they are forgotten when they end.
+        Job* const job = const_cast<Job*>(static_cast<const Job*>(who));
+        job->paused &= ~bit;
+        // Hands in what it holds back, which may end the turn.
+        const CURLcode code = curl_easy_pause(job->easy, job->paused);
+        if (code != CURLE_OK) End(job, code);
+      }
+      wait = std::min(wait, way->UntilNext(absl::Now()));
     }
-    for (const auto& [job, owner] : running_) {
-      curl_easy_setopt(job->easy, CURLOPT_MAX_RECV_SPEED_LARGE,
-                       static_cast<curl_off_t>(share));
-      curl_easy_setopt(job->easy, CURLOPT_MAX_SEND_SPEED_LARGE,
-                       static_cast<curl_off_t>(share));
-    }
+    return wait;
   }
 
   void Loop() {
     for (;;) {
       std::deque<std::shared_ptr<Job>> added;
       std::deque<std::shared_ptr<Job>> cancelled;
-      int64_t bytes_per_second;
       {
         std::lock_guard<std::mutex> lock(mutex_);
         if (stopping_) break;
         added.swap(added_);
         cancelled.swap(cancelled_);
-        bytes_per_second = limits_.bytes_per_second;
         if (new_limits_) {
           new_limits_ = false;
-          changed_ = true;
-          limited_ = limited_ || bytes_per_second > 0;
+          down_.SetRate(limits_.bytes_per_second, absl::Now());
+          up_.SetRate(limits_.bytes_per_second, absl::Now());
           curl_multi_setopt(
               multi_, CURLMOPT_MAX_HOST_CONNECTIONS,
               static_cast<long>(limits_.connections_per_host_max));
@@ -426,7 +447,8 @@ class CurlClient : public HttpClient {
       if (!added.empty()) used_ = true;
       for (const auto& job : added) {
         running_[job.get()] = job;
-        changed_ = true;
+        job->down = &down_;
+        job->up = &up_;
         curl_multi_add_handle(multi_, job->easy);
       }
       for (const auto& job : cancelled) {
@@ -434,8 +456,6 @@ class CurlClient : public HttpClient {
         job->failed = absl::CancelledError("the transfer was cancelled");
         End(job.get(), CURLE_ABORTED_BY_CALLBACK);
       }
-      if (changed_ && limited_) Share(bytes_per_second);
-      changed_ = false;
       int active = 0;
       curl_multi_perform(multi_, &active);
       int left = 0;
@@ -446,11 +466,16 @@ class CurlClient : public HttpClient {
         curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &owner);
         End(reinterpret_cast<Job*>(owner), result);
       }
+      // Rounded up: never a poll that does not wait.
+      const absl::Duration wait =
+          std::min(TakeTurns() + absl::Milliseconds(1), kPoll);
       int ready = 0;
       const absl::Time before = absl::Now();
-      curl_multi_poll(multi_, nullptr, 0, kPollMs, &ready);
+      curl_multi_poll(multi_, nullptr, 0,
+                      static_cast<int>(absl::ToInt64Milliseconds(wait)),
+                      &ready);
       if (running_.empty() && used_ && ready == 0 &&
-          absl::Now() - before >= absl::Milliseconds(kPollMs - 100)) {
+          absl::Now() - before >= kPoll - absl::Milliseconds(100)) {
         CloseIdle();
       }
     }
@@ -475,14 +500,14 @@ class CurlClient : public HttpClient {
   const std::string user_agent_;
   std::mutex mutex_;
   CURLM* multi_;  // Replaced by the loop's thread, under mutex_.
-  std::deque<std::shared_ptr<Job>> added_;      // Guarded by mutex_.
-  std::deque<std::shared_ptr<Job>> cancelled_;  // Guarded by mutex_.
-  bool stopping_ = false;                       // Guarded by mutex_.
-  HttpLimits limits_;                           // Guarded by mutex_.
-  bool new_limits_ = false;                     // Guarded by mutex_.
-  bool used_ = false;                           // The loop's.
-  bool changed_ = false;  // The loop's: other requests run than before.
-  bool limited_ = false;  // The loop's: there has been a bandwidth limit.
+  std::deque<std::shared_ptr<Job>> added_;        // Guarded by mutex_.
+  std::deque<std::shared_ptr<Job>> cancelled_;    // Guarded by mutex_.
+  bool stopping_ = false;                         // Guarded by mutex_.
+  HttpLimits limits_;                             // Guarded by mutex_.
+  bool new_limits_ = false;                       // Guarded by mutex_.
+  bool used_ = false;                             // The loop's.
+  Bandwidth down_;                                // The loop's.
+  Bandwidth up_;                                  // The loop's.
   std::map<Job*, std::shared_ptr<Job>> running_;  // The loop's.
   std::thread thread_;
 };

@@ -70,7 +70,8 @@ struct HttpRequest {
 };
 
 struct HttpLimits {
-  // Of all bodies together, each way; 0: none. Divided evenly among requests.
+  // Of all bodies together, each way; 0: none. Requests take turns: each gets
+  // an even share of what the others leave. Exact but for 0.2 s of it.
   int64_t bytes_per_second = 0;
   int connections_per_host_max = 0;  // 0: none. Requests past it wait.
 };

@@ -42,9 +42,10 @@ struct ExportRequest {
   bool skip_non_distributable = false;
 };
 
-// Writes an OCI layout, with a manifest.json for `docker load` unless skipped;
-// entries sorted by name: equal images give equal bytes.
-// Errors: kNotFound: an image, a blob, or no manifest for the platforms.
+// Layers that the store lacks are brought first (BringLayer). Writes an OCI
+// layout, with a manifest.json for `docker load` unless skipped; entries sorted
+// by name: equal images give equal bytes. Errors: kNotFound: an image, a blob,
+// or no manifest for the platforms.
 absl::Status Export(const FetchContext& context, const ExportRequest& request,
                     const ByteSink& archive);
 

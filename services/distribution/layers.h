@@ -36,6 +36,10 @@ struct FetchContext {
   // Streams that blobs may use beside their first; null: none.
   StreamSlots* slots = nullptr;
   int streams_per_blob_max = 1;
+  // How to reach a registry that an image of the store came from; empty: what
+  // is not here stays away. The options have no object but the repository.
+  std::function<absl::StatusOr<RegistryOptions>(const oci::Reference&)>
+      open_origin;
   // Asked once an image's digest is known, before anything of it is fetched
   // or recorded: may it be known under all of `names`? Empty: always.
   std::function<absl::Status(const std::vector<std::string>& names,

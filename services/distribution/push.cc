@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "lib/base/status_macros.h"
+#include "services/distribution/origin.h"
 #include "services/distribution/pull.h"
 
 namespace bulkhead::distribution {
@@ -42,7 +43,7 @@ class Plan {
     }
     const bool is_index = oci::IsIndexType(node.media_type);
     if (!is_index && !oci::IsManifestType(node.media_type)) {
-      return Blob(node, sources);
+      return Blob(node, sources, {});
     }
     if (!seen_.insert(node.digest.str()).second) return absl::OkStatus();
     absl::StatusOr<std::string> text =
@@ -81,11 +82,11 @@ class Plan {
       }
     } else {
       ASSIGN_OR_RETURN(const oci::Manifest manifest, oci::ParseManifest(*text));
-      RETURN_IF_ERROR(Blob(manifest.config, sources));
+      RETURN_IF_ERROR(Blob(manifest.config, sources, labels));
       for (const Descriptor& layer : manifest.layers) {
         // Layers that must not be distributed stay where their URLs say.
         if (IsForeign(layer) && !layer.urls.empty()) continue;
-        const absl::Status status = Blob(layer, sources);
+        const absl::Status status = Blob(layer, sources, labels);
         if (absl::IsNotFound(status) && !layer.urls.empty()) continue;
         RETURN_IF_ERROR(status);
       }
@@ -114,7 +115,8 @@ class Plan {
 
   struct BlobPlan {
     Descriptor desc;
-    bool here = true;  // False: of use only if the registry has it.
+    bool here = true;  // False: a layer to bring, if the registry lacks it.
+    Labels manifest_labels;  // If not here: say where it came from.
     std::vector<std::string> mount_from;  // Best first.
   };
   std::vector<BlobPlan>& blobs() { return blobs_; }
@@ -159,7 +161,8 @@ class Plan {
     return n;
   }
 
-  absl::Status Blob(const Descriptor& desc, std::set<std::string> sources) {
+  absl::Status Blob(const Descriptor& desc, std::set<std::string> sources,
+                    const Labels& manifest_labels) {
     const absl::StatusOr<Labels> labels =
         context_.store->BlobLabels(desc.digest.str());
     const bool here = labels.ok();
@@ -169,7 +172,10 @@ class Plan {
     }
     if (!seen_.insert(desc.digest.str()).second) return absl::OkStatus();
     if (here) AddSources(*labels, &sources);
-    BlobPlan plan{desc, here, {sources.begin(), sources.end()}};
+    BlobPlan plan{desc,
+                  here,
+                  here ? Labels() : manifest_labels,
+                  {sources.begin(), sources.end()}};
     std::stable_sort(plan.mount_from.begin(), plan.mount_from.end(),
                      [&](const std::string& a, const std::string& b) {
                        return Shared(a, repository_) > Shared(b, repository_);
@@ -191,6 +197,7 @@ class Plan {
 };
 
 absl::Status PushBlob(const FetchContext& context, Registry& registry,
+                      const std::string& image_name,
                       const Plan::BlobPlan& plan) {
   const Descriptor& desc = plan.desc;
   ASSIGN_OR_RETURN(const bool there, registry.Has(desc, ""));
@@ -199,10 +206,8 @@ absl::Status PushBlob(const FetchContext& context, Registry& registry,
     return absl::OkStatus();
   }
   if (!plan.here) {
-    return absl::NotFoundError(absl::StrCat(
-        "layer ", desc.digest.str(),
-        " is neither here nor there: the same files are here in another "
-        "compression. Pull the image again with --no-unpack to have it"));
+    RETURN_IF_ERROR(
+        BringLayer(context, image_name, plan.manifest_labels, desc));
   }
   ASSIGN_OR_RETURN(const dataplane::OpenedBlob blob,
                    context.store->Open(desc.digest.str()));
@@ -249,6 +254,7 @@ absl::Status LinkToSubject(Registry& registry, const Document& document) {
 }
 
 absl::Status PushBlobs(const FetchContext& context, Registry& registry,
+                       const std::string& image_name,
                        const std::vector<Plan::BlobPlan>& blobs,
                        int uploads_max) {
   std::mutex mutex;
@@ -260,7 +266,8 @@ absl::Status PushBlobs(const FetchContext& context, Registry& registry,
     threads.emplace_back([&] {
       for (size_t i; (i = next++) < blobs.size();) {
         if (context.stop->Stopped()) return;
-        const absl::Status status = PushBlob(context, registry, blobs[i]);
+        const absl::Status status =
+            PushBlob(context, registry, image_name, blobs[i]);
         if (status.ok()) continue;
         std::lock_guard<std::mutex> lock(mutex);
         if (failed.ok()) failed = status;
@@ -311,8 +318,8 @@ absl::Status Push(const FetchContext& context, RegistryOptions options,
   for (const auto& blob : plan->blobs()) {
     context.progress->Set(blob.desc, "waiting", 0);
   }
-  RETURN_IF_ERROR(
-      PushBlobs(context, registry, plan->blobs(), request.uploads_max));
+  RETURN_IF_ERROR(PushBlobs(context, registry, image.name, plan->blobs(),
+                            request.uploads_max));
   for (const Document& document : plan->documents()) {
     if (context.stop->Stopped()) {
       return absl::CancelledError("the transfer was cancelled");

@@ -18,7 +18,8 @@ struct PushRequest {
   int uploads_max = 3;
 };
 
-// Sends what the registry lacks: blobs at once, then manifests, then indexes,
+// Sends what the registry lacks (and brings layers that neither side has; see
+// BringLayer): blobs at once, then manifests, then indexes,
 // the tag last. With `platforms` that choose a part of an index of which the
 // rest is not here, the one manifest is pushed under the tag instead.
 // `context.registry` is not used; `options` says where to.

@@ -18,6 +18,7 @@
 #include "proto/containerd/types/transfer/registry.pb.h"
 #include "services/distribution/byte_stream.h"
 #include "services/distribution/import.h"
+#include "services/distribution/origin.h"
 #include "services/distribution/pull.h"
 #include "services/distribution/push.h"
 #include "services/distribution/registry_signatures.h"
@@ -36,7 +37,6 @@ constexpr char kExportType[] = "containerd.types.transfer.ImageExportStream";
 constexpr char kProgressType[] = "containerd.types.transfer.Progress";
 constexpr char kAuthRequestType[] = "containerd.types.transfer.AuthRequest";
 constexpr char kAuthResponseType[] = "containerd.types.transfer.AuthResponse";
-constexpr char kSourceLabel[] = "containerd.io/distribution.source.";
 constexpr char kRebaseCapability[] = "rebase";
 constexpr char kOurRebasing[] = "overlayfs";
 constexpr char kOurImages[] = "erofs";
@@ -119,16 +119,6 @@ class StreamCredentials {
   const std::string reference_;
   std::mutex mutex_;
 };
-
-std::string HostWithoutPort(const std::string& host) {
-  const size_t colon = host.rfind(':');
-  const size_t bracket = host.rfind(']');
-  if (colon == std::string::npos ||
-      (bracket != std::string::npos && colon < bracket)) {
-    return host;
-  }
-  return host.substr(0, colon);
-}
 
 }  // namespace
 
@@ -432,6 +422,25 @@ absl::StatusOr<RegistryOptions> TransferService::OptionsFor(
   return options;
 }
 
+// Of the registry an image came from: with the logins and the log of `like`,
+// but none of the headers that were meant for another.
+absl::StatusOr<RegistryOptions> TransferService::OriginOptions(
+    Call& call, const oci::Reference& origin, const RegistryOptions& like,
+    const config::Config& config) {
+  RegistryOptions options;
+  options.reference = origin;
+  options.http = http_;
+  HostsOptions hosts;
+  hosts.config_path = config.distribution.config_path;
+  ASSIGN_OR_RETURN(options.hosts, HostsFor(origin.host, hosts));
+  options.stall_timeout = config.distribution.stall_timeout;
+  options.cancelled = [stop = &call.stop] { return stop->Stopped(); };
+  options.credentials = like.credentials;
+  options.explain = like.explain;
+  options.explain_headers = like.explain_headers;
+  return options;
+}
+
 absl::Status TransferService::PullImage(Call& call) {
   transfer::OCIRegistry source;
   transfer::ImageStore destination;
@@ -497,6 +506,10 @@ absl::Status TransferService::PushImage(Call& call) {
   }
   push.source_label = kSourceLabel + HostWithoutPort(options.reference.host);
   push.uploads_max = config.distribution.max_concurrent_uploads;
+  fetch.streams_per_blob_max = config.distribution.max_streams_per_layer;
+  fetch.open_origin = [&, like = options](const oci::Reference& origin) {
+    return OriginOptions(call, origin, like, config);
+  };
   return Push(fetch, std::move(options), push);
 }
 
@@ -567,6 +580,10 @@ absl::Status TransferService::ExportImages(Call& call) {
   fetch.progress = call.progress.get();
   fetch.stop = &call.stop;
   fetch.ns = call.ns;
+  const config::Config config = CurrentConfig();
+  fetch.open_origin = [&](const oci::Reference& origin) {
+    return OriginOptions(call, origin, {}, config);
+  };
   const Watchdog watchdog(&call.stop, stream);
   return Export(fetch, request, WriteTo(stream));
 }

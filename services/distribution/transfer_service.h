@@ -51,6 +51,10 @@ class TransferService final
   absl::StatusOr<RegistryOptions> OptionsFor(
       Call& call, const containerd::types::transfer::OCIRegistry& registry,
       const config::Config& config);
+  absl::StatusOr<RegistryOptions> OriginOptions(Call& call,
+                                                const oci::Reference& origin,
+                                                const RegistryOptions& like,
+                                                const config::Config& config);
   config::Config CurrentConfig();
   void LoadTrust();  // Holds mutex_.
   absl::StatusOr<std::shared_ptr<const Trust>> CurrentTrust();

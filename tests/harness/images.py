@@ -27,6 +27,14 @@ class Layout:
         os.makedirs(os.path.join(path, "blobs", "sha256"), exist_ok=True)
         with open(os.path.join(path, "oci-layout"), "w") as f:
             f.write('{"imageLayoutVersion":"1.0.0"}')
+        index = os.path.join(path, "index.json")
+        if os.path.exists(index):  # Made before: it is gone on with.
+            with open(index) as f:
+                self.manifests = json.load(f)["manifests"]
+
+    def has(self, tag):
+        return any(entry["annotations"]["org.opencontainers.image.ref.name"] == tag
+                   for entry in self.manifests)
 
     def blob(self, data, media_type):
         digest = _digest(data)

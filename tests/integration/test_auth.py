@@ -7,7 +7,7 @@ import stat
 import unittest
 
 from tests.harness import proc, registry, suite
-from tests.integration import common
+from tests.integration import common, test_registries
 
 USER, PASSWORD = "somebody", "pass:word"
 
@@ -93,6 +93,68 @@ class Auth(unittest.TestCase):
         self.assertEqual(0, self.pull().code)
         self.cli("logout", reg.host, check=True)
         self.assertNotEqual(0, self.pull().code)
+
+    def helper(self, name, secret, user=USER):
+        """A helper that knows one login; its program's folder."""
+        tools = os.path.join(s.dir, "tools-" + name)
+        os.makedirs(tools)
+        path = os.path.join(tools, "docker-credential-" + name)
+        with open(path, "w") as f:
+            f.write("#!/bin/sh\n[ $1 = get ] || exit 1\nread host\n"
+                    "printf '{\"ServerURL\":\"%s\",\"Username\":\"%s\",\"Secret\":\"%s\"}' "
+                    "\"$host\" '" + user + "' '" + secret + "'\n")
+        os.chmod(path, 0o755)
+        return tools
+
+    def configure(self, **config):
+        os.makedirs(self.config, exist_ok=True)
+        with open(os.path.join(self.config, "config.json"), "w") as f:
+            json.dump(config, f)
+
+    def test_a_helper_for_one_registry(self):
+        """credHelpers goes before credsStore, and only for its registry."""
+        self.env["PATH"] = ":".join((self.helper("right", PASSWORD), self.helper("wrong", "no"),
+                                     os.environ["PATH"]))
+        self.configure(credsStore="wrong", credHelpers={reg.host: "right"})
+        self.assertEqual(0, self.pull().code)
+        self.configure(credsStore="right", credHelpers={"elsewhere.example": "wrong"})
+        self.assertEqual(0, self.pull().code)
+        self.configure(credsStore="right", credHelpers={reg.host: "wrong"})
+        result = self.pull()
+        self.assertNotEqual(0, result.code)
+        self.assertIn("bulkhead login", result.err)
+        # One that is not there is named.
+        self.configure(credHelpers={reg.host: "nowhere"})
+        result = self.pull()
+        self.assertNotEqual(0, result.code)
+        self.assertIn("docker-credential-nowhere", result.err)
+
+    def test_identity_tokens(self):
+        """Of Docker's config, or of a helper: traded in for the registry's own."""
+        with registry.Registry() as behind, test_registries.TokenRegistry(behind) as front:
+            common.image_layout().push("busybox", behind.host + "/id/busybox:1")
+            name = front.host + "/id/busybox:1"
+
+            def pull():
+                return self.cli("pull", "--plain-http", "--no-unpack", name)
+
+            for auth in ({"identitytoken": front.IDENTITY},
+                         {"auth": base64.b64encode(b"me:").decode(),
+                          "identitytoken": front.IDENTITY}):
+                self.configure(auths={front.host: auth})
+                result = pull()
+                self.assertEqual(0, result.code, repr(result))
+                s.cli("rmi", name, check=True)
+            self.assertEqual({"refresh_token"}, front.grants)
+            self.env["PATH"] = self.helper("token", front.IDENTITY, "<token>") + ":" + \
+                os.environ["PATH"]
+            self.configure(credHelpers={front.host: "token"})
+            result = pull()
+            self.assertEqual(0, result.code, repr(result))
+            self.configure(auths={front.host: {"identitytoken": "another"}})
+            s.cli("rmi", name, check=True)
+            self.assertNotEqual(0, pull().code)
+            self.assertNotIn(front.IDENTITY, s.log())
 
     def test_user_flag(self):
         self.cli("pull", "--plain-http", "-u", "%s:%s" % (USER, PASSWORD), image, check=True)

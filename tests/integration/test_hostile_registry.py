@@ -5,6 +5,8 @@ import hashlib
 import http.server
 import json
 import os
+import socket
+import struct
 import tarfile
 import threading
 import time
@@ -244,6 +246,34 @@ class Registry(unittest.TestCase):
             s.cli("pull", bad.host + "/x:1", check=True)
             self.assertGreater(cut["at"], 1)
             s.cli("rmi", bad.host + "/x:1", check=True)
+
+    def test_connections_are_reset_in_mid_layer(self):
+        """Not closed but reset (RST), each time a bit later; then for ever."""
+        def rule_for(step):
+            def rule(h, kind, ref):
+                if kind != "blobs" or not self.is_layer(h):
+                    return False
+                start = int((h.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
+                data = h.bytes()
+                h.send_response(206 if start else 200)
+                if start:
+                    h.send_header("Content-Range", "bytes %d-%d/%d" % (
+                        start, len(data) - 1, len(data)))
+                h.send_header("Content-Length", str(len(data) - start))
+                h.end_headers()
+                h.wfile.write(data[start:start + step])
+                if step and start + step >= len(data):
+                    return True
+                h.close_connection = True
+                time.sleep(0.05)  # So that what was written is read before the reset.
+                h.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
+                                        struct.pack("ii", 1, 0))
+                os.close(h.connection.detach())
+                return True
+            return rule
+
+        self.pull(rule_for(150000))
+        self.pull(rule_for(0), saying="sha256:", within=40)
 
     def test_busy_with_retry_after(self):
         times = []

@@ -292,8 +292,10 @@ class Secure(unittest.TestCase):
 class TokenRegistry:
     """A token server, and before `behind` a door that wants its tokens."""
 
+    IDENTITY = "kept-by-docker-login"
+
     def __init__(self, behind):
-        self.scopes = []
+        self.scopes, self.grants = [], set()
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -333,7 +335,9 @@ class TokenRegistry:
                 scope = " ".join(form.get("scope", []))
                 outer.scopes += scope.split(" ")
                 basic = base64.b64encode(b"me:se-cret").decode()
+                outer.grants.update(form.get("grant_type", []))
                 good = form.get("password") == ["se-cret"] or \
+                    form.get("refresh_token") == [outer.IDENTITY] or \
                     self.headers.get("Authorization") == "Basic " + basic
                 if not good:
                     return self.reply(401, b"{}")

@@ -5,12 +5,14 @@ import http.server
 import json
 import os
 import socket
+import subprocess
+import tarfile
 import threading
 import time
 import unittest
 import urllib.parse
 
-from tests.harness import fileregistry, images, proc, suite
+from tests.harness import fileregistry, images, proc, registry, suite
 
 MIB = 1 << 20
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -320,15 +322,45 @@ class Kinds(Base):
             self.pull(reg.host + "/app:zstd")
             layer = layer_of(reg, "app", "zstd")
             self.assertNotIn(layer, reg.gets)
-            # It can be pushed to where the layer is, and fetched if wanted.
+            # It can be pushed to where the layer is...
             s.cli("push", reg.host + "/app:zstd", reg.host + "/app:again", check=True)
+            self.assertNotIn(layer, reg.gets)
+            # ...and is fetched when it is wanted elsewhere.
             with fileregistry.FileRegistry() as other:
-                result = s.cli("push", reg.host + "/app:zstd", other.host + "/app:zstd")
-                self.assertNotEqual(0, result.code)
-                self.assertIn("--no-unpack", result.err)
-                self.pull(reg.host + "/app:zstd", "--no-unpack")
-                self.assertEqual(1, reg.gets[layer])
                 s.cli("push", reg.host + "/app:zstd", other.host + "/app:zstd", check=True)
+                self.assertEqual(1, reg.gets[layer])
+                self.assertEqual(reg.manifests[("app", "zstd")], other.manifests[("app", "zstd")])
+                s.cli("push", reg.host + "/app:zstd", other.host + "/app:again", check=True)
+                self.assertEqual(1, reg.gets[layer])
+
+    def test_a_layer_that_was_not_fetched_is_saved(self):
+        """By another name too: the manifest's labels say where it came from."""
+        layout = self.layout()
+        tar = images.tar_of(lambda add: add("data", b"other text " * 300000))
+        for tag in ("gzip", "zstd"):
+            layout.image(tag, [tar], compression=tag)
+        archive = os.path.join(self.dir, "a.tar")
+        with fileregistry.FileRegistry().load(layout, "app") as reg:
+            zstd, other = reg.host + "/app:zstd", reg.host + "/other:1"
+            self.pull(reg.host + "/app:gzip")
+            self.pull(zstd)
+            s.cli("tag", zstd, other, check=True)
+            s.cli("rmi", zstd, check=True)
+            self.names.append(other)
+            layer = layer_of(reg, "app", "zstd")
+            # While the registry has it not, the error says what to do.
+            reg.rule = lambda handler: layer in handler.path and (
+                handler.reply(404, b"{}") or True)
+            result = s.cli("save", "-o", archive, other)
+            self.assertNotEqual(0, result.code)
+            self.assertIn(layer, result.err)
+            self.assertIn("--no-unpack", result.err)
+            reg.rule = None
+            s.cli("save", "-o", archive, other, check=True)
+            self.assertEqual(1, reg.gets[layer])
+        with tarfile.open(archive) as tar:
+            self.assertIn("blobs/sha256/" + layer[7:], tar.getnames())
+        s.cli("save", "-o", archive, other, check=True)  # It has been kept.
 
 
 class Proxy:
@@ -370,6 +402,40 @@ class Proxy:
         self.server.server_close()
 
 
+class Http2Front:
+    """nghttpx before a registry: TLS, HTTP/2 wherever the client can."""
+
+    def __init__(self, behind, certificate, key, folder):
+        self.port = registry.free_port()
+        self.host = "127.0.0.1:%d" % self.port
+        self.log = os.path.join(folder, "h2.log")
+        self.command = [
+            "nghttpx", "--conf=/dev/null", "--frontend=127.0.0.1,%d" % self.port,
+            "--backend=127.0.0.1,%d" % behind.port, "--workers=1", "--pid-file=" + folder + "/pid",
+            "--accesslog-file=" + self.log, "--accesslog-format=$alpn $remote_port",
+            "--errorlog-file=" + folder + "/h2.err", key, certificate]
+
+    def requests(self):
+        """(protocol, the client's port) of each so far."""
+        with open(self.log) as f:
+            return [tuple(line.split()) for line in f]
+
+    def __enter__(self):
+        self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+        def answers():
+            with socket.socket() as peer:
+                return peer.connect_ex(("127.0.0.1", self.port)) == 0
+
+        proc.wait_for(answers, "nghttpx")
+        return self
+
+    def __exit__(self, *exc):
+        self.process.terminate()
+        self.process.wait(10)
+
+
 class Network(Base):
     def test_ipv6(self):
         layout = self.layout()
@@ -401,6 +467,48 @@ class Network(Base):
             finally:
                 os.environ.clear()
                 os.environ.update(saved)
+
+    def test_bandwidth_limit(self):
+        """Both ways, over all connections. A slow machine only takes longer."""
+        layout = self.layout()
+        layout.image("1", [random_layer(12 * MIB, "a"), random_layer(12 * MIB, "b")],
+                     compression="none")
+        with fileregistry.FileRegistry().load(layout, "app") as reg, \
+                fileregistry.FileRegistry() as copy, \
+                suite.Suite("[distribution]\nbandwidth_limit = %d\n" % (8 * MIB)) as other:
+            began = time.monotonic()
+            other.cli("pull", reg.host + "/app:1", check=True)
+            self.assertGreater(time.monotonic() - began, 2.7)
+            began = time.monotonic()
+            other.cli("push", reg.host + "/app:1", copy.host + "/app:1", check=True)
+            self.assertGreater(time.monotonic() - began, 2.7)
+            self.assertEqual(reg.manifests[("app", "1")], copy.manifests[("app", "1")])
+
+    def test_http2(self):
+        """Behind a TLS server that speaks it: few connections, each byte right,
+        paused streams too."""
+        from tests.integration.test_registries import certificates
+        _, server, key = certificates(self.dir, "127.0.0.1")
+        layout = self.layout()
+        layout.image("1", [random_layer(2 * MIB, "f%d" % i) for i in range(5)] +
+                     [random_layer(40 * MIB)], compression="none")
+        with fileregistry.FileRegistry().load(layout, "app") as behind, \
+                Http2Front(behind, server, key, self.dir) as front, \
+                suite.Suite("[distribution]\nbandwidth_limit = %d\n" % (16 * MIB)) as limited:
+            folder = self.hosts_dir(front.host, 'server = "https://%s"\nca = "%s"\n' % (
+                front.host, os.path.join(self.dir, "ca.crt")))
+            image = front.host + "/app:1"
+            self.pull(image, "--hosts-dir", folder)
+            pulled = front.requests()
+            self.assertGreater(len(pulled), 8)
+            self.assertEqual({"h2"}, {protocol for protocol, _ in pulled})
+            self.assertLessEqual(len({port for _, port in pulled}), 3, pulled)
+            s.cli("push", "--hosts-dir", folder, image, front.host + "/copy:1", check=True)
+            self.assertEqual(behind.manifests[("app", "1")], behind.manifests[("copy", "1")])
+            self.assertEqual({"h2"}, {protocol for protocol, _ in front.requests()})
+            began = time.monotonic()
+            limited.cli("pull", "--hosts-dir", folder, image, check=True)
+            self.assertGreater(time.monotonic() - began, 2.8)
 
     def test_client_certificates(self):
         from tests.integration.test_registries import certificates
