@@ -103,6 +103,7 @@ def tree_layers(total_mib, count):
 class Report:
     def __init__(self):
         self.rows = []
+        self.with_peak = True
 
     def add(self, what, unit, ours, theirs, floor=None, skopeo=None):
         row = {"what": what, "unit": unit, "ours": measure.median(ours),
@@ -227,12 +228,15 @@ def main():
     parser.add_argument("--images", metavar="FOLDER",
                         help="make the registries' images there once and use them again; "
                         "with --pull-rounds 0 do nothing else")
+    parser.add_argument("--no-peak", action="store_true",
+                        help="of the registries: without the rounds for peak memory")
     parser.add_argument("--layer-size", type=int, default=1024, metavar="MIB",
                         help="of the one large layer of the registries")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
     folder = proc.temp_dir()
     report = Report()
+    report.with_peak = not args.no_peak
     try:
         layout = images.Layout(os.path.join(folder, "layout"))
         images.busybox(layout)

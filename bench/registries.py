@@ -109,6 +109,11 @@ def _compare(report, what, rounds, sides, work, other=None, peak=True):
                 cpu[i].append(timed.cpu)
         if other:
             others.append(other())
+        print("    %s: wall %.2f %.2f, CPU %.2f %.2f%s" % (
+            what, wall[0][-1], wall[1][-1], cpu[0][-1], cpu[1][-1],
+            ", skopeo %.2f %.2f" % (others[-1].wall, others[-1].cpu) if other else ""),
+            flush=True)
+    peak = peak and report.with_peak
     if peak:
         for i, side in enumerate(sides()):
             with side.daemon:
