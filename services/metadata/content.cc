@@ -111,8 +111,9 @@ absl::StatusOr<Info> Content::Update(const std::string& ns,
 absl::Status Content::List(
     const std::string& ns, const filters::Filter& filter,
     const std::function<bool(content_v1::Info&)>& visitor) const {
-  return ListRecords<content_v1::Info>(store_, kind::kBlob, ns, filter,
-                                       InfoField, visitor);
+  return ListRecords<content_v1::Info>(
+      store_, kind::kBlob, ns, filter, InfoField,
+      [&](content_v1::Info& info, std::string_view) { return visitor(info); });
 }
 
 absl::Status Content::Delete(const std::string& ns, const std::string& digest,

@@ -39,6 +39,13 @@ rocksdb::Slice ToSlice(std::string_view text) {
   return rocksdb::Slice(text.data(), text.size());
 }
 
+// The first key behind all that begin with `prefix`; empty: there is none.
+std::string EndOf(std::string prefix) {
+  while (!prefix.empty() && prefix.back() == '\xff') prefix.pop_back();
+  if (!prefix.empty()) ++prefix.back();
+  return prefix;
+}
+
 class RocksView : public Db::View {
  public:
   explicit RocksView(rocks::HealingDb& db) : snapshot_(db) {}
@@ -83,6 +90,11 @@ class RocksDb : public Db {
     // Whoever walks through a view reads all of a kind: the small cache is for
     // those who ask for single records.
     options.fill_cache = view == nullptr;
+    // Without the bound, a search that finds nothing goes on through all that
+    // was deleted behind the prefix.
+    const std::string end = EndOf(prefix);
+    const rocksdb::Slice bound = ToSlice(end);
+    if (!end.empty()) options.iterate_upper_bound = &bound;
     std::unique_ptr<rocksdb::Iterator> it(db->NewIterator(options));
     for (it->Seek(from.empty() ? prefix : from); it->Valid(); it->Next()) {
       if (!it->key().starts_with(prefix)) break;

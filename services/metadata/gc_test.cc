@@ -137,7 +137,9 @@ TEST_F(GcTest, LeasesFlatAndExpired) {
   EXPECT_FALSE(HasBlob(DigestOf(2)));
   EXPECT_FALSE(HasBlob(DigestOf(3)));
   int leases = 0;
-  const auto count = [&leases](Lease&) { return ++leases > 0; };
+  const auto count = [&leases](Lease&, std::string_view) {
+    return ++leases > 0;
+  };
   ASSERT_TRUE(leases_.List("ns", filters::Filter(), count).ok());
   EXPECT_EQ(leases, 1);
   EXPECT_EQ(AddBlob("ns", DigestOf(3), {}, "expired"),
@@ -422,7 +424,9 @@ TEST_F(GcTest, DamagedRecordsStopNothingAndFreeNothing) {
                       "damaged; it was set aside (see bulkhead fsck)"));
   EXPECT_TRUE(absl::IsNotFound(images_.Get("ns", "i").status()));
   int images = 0;
-  const auto count = [&images](Image&) { return ++images > 0; };
+  const auto count = [&images](Image&, std::string_view) {
+    return ++images > 0;
+  };
   ASSERT_TRUE(images_.List("ns", filters::Filter(), count).ok());
   EXPECT_EQ(images, 1);
   Collect();

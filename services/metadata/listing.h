@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -16,9 +17,10 @@
 
 namespace bulkhead::metadata {
 
-// Gets each match, which it may move from. Returns false to stop.
+// Gets each match, which it may move from, and the same as it is stored: the
+// message on the wire. Returns false to stop.
 template <typename Record>
-using Visitor = std::function<bool(Record&)>;
+using Visitor = std::function<bool(Record&, std::string_view stored)>;
 
 // Visits the records of `kind` in `ns` that match, in bytewise order of their
 // names, all as of the moment of the call. Holds one record at a time (and at
@@ -45,17 +47,16 @@ absl::Status ListRecords(const Store& store, char kind, const std::string& ns,
             store.Get<Record>(key, view.get());
         if (absl::IsDataLoss(record.status())) continue;  // Set aside.
         RETURN_IF_ERROR(record.status());
-        if (record->has_value() && matches(**record) && !visitor(**record)) {
-          break;
-        }
+        if (!record->has_value() || !matches(**record)) continue;
+        if (!visitor(**record, (*record)->SerializeAsString())) break;
       }
       return absl::OkStatus();
     }
   }
   return store.Scan<Record>(
       Prefix(kind, {ns}),
-      [&](const std::vector<std::string>&, Record& record) {
-        return !matches(record) || visitor(record);
+      [&](Record& record, std::string_view stored) {
+        return !matches(record) || visitor(record, stored);
       },
       view.get());
 }

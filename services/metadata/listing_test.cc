@@ -76,13 +76,13 @@ TEST_F(ListingTest, ContainersStreamInBoundedMemory) {
     const int64_t before = Resident(false);
     int seen = 0;
     std::string last;
-    const auto status =
-        core.List("ns", Parse(filter), [&](Container& container) {
-          EXPECT_LT(last, container.id());
-          last = container.id();
-          ++seen;
-          return true;
-        });
+    const auto status = core.List("ns", Parse(filter),
+                                  [&](Container& container, std::string_view) {
+                                    EXPECT_LT(last, container.id());
+                                    last = container.id();
+                                    ++seen;
+                                    return true;
+                                  });
     EXPECT_TRUE(status.ok()) << status;
     *growth = Resident(true) - before;
     return seen;

@@ -44,9 +44,9 @@ Mask MaskOf(const Request& request) {
 class ReplyRoom {
  public:
   // False: no more fits.
-  bool Take(const google::protobuf::MessageLite& record) {
+  bool Take(size_t record_bytes) {
     // A tag and a length of at most five bytes go with each record.
-    bytes_ += record.ByteSizeLong() + 6;
+    bytes_ += record_bytes + 6;
     return bytes_ <= static_cast<size_t>(rpc::kMessageBytesMax);
   }
   absl::Status status() const {
@@ -62,13 +62,18 @@ class ReplyRoom {
   size_t bytes_ = 0;
 };
 
-// Runs `list(visitor)` into the messages that `add()` makes.
-template <typename Record, typename List, typename Add>
-grpc::Status ReplyList(const List& list, const Add& add) {
+// Runs `list(visitor)` into the repeated field `field` of `response`. What is
+// stored is what goes on the wire: as a field that the message does not know
+// it is neither built nor serialized again.
+template <typename Record, typename List>
+grpc::Status ReplyList(const List& list, int field,
+                       google::protobuf::Message* response) {
+  google::protobuf::UnknownFieldSet* const fields =
+      response->GetReflection()->MutableUnknownFields(response);
   ReplyRoom room;
-  REPLY_IF_ERROR(list([&](Record& record) {
-    if (!room.Take(record)) return false;
-    *add() = std::move(record);
+  REPLY_IF_ERROR(list([&](Record&, std::string_view stored) {
+    if (!room.Take(stored.size())) return false;
+    fields->AddLengthDelimited(field)->assign(stored);
     return true;
   }));
   return ToGrpc(room.status());
@@ -142,7 +147,7 @@ class ImagesService final : public images_v1::Images::Service {
                     filters::Filter::Parse(request->filters()));
     return ReplyList<Image>(
         [&](const Visitor<Image>& v) { return core_.List(ns, filter, v); },
-        [response] { return response->add_images(); });
+        images_v1::ListImagesResponse::kImagesFieldNumber, response);
   }
   grpc::Status Create(ServerContext* context,
                       const images_v1::CreateImageRequest* request,
@@ -212,7 +217,8 @@ class ContainersService final : public containers_v1::Containers::Service {
                     filters::Filter::Parse(request->filters()));
     return ReplyList<Container>(
         [&](const Visitor<Container>& v) { return core_.List(ns, filter, v); },
-        [response] { return response->add_containers(); });
+        containers_v1::ListContainersResponse::kContainersFieldNumber,
+        response);
   }
   grpc::Status ListStream(
       ServerContext* context,
@@ -222,11 +228,12 @@ class ContainersService final : public containers_v1::Containers::Service {
     ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
     ASSIGN_OR_REPLY(const filters::Filter filter,
                     filters::Filter::Parse(request->filters()));
-    return ToGrpc(core_.List(ns, filter, [writer](Container& container) {
-      containers_v1::ListContainerMessage message;
-      *message.mutable_container() = std::move(container);
-      return writer->Write(message);
-    }));
+    return ToGrpc(core_.List(
+        ns, filter, [writer](Container& container, std::string_view) {
+          containers_v1::ListContainerMessage message;
+          *message.mutable_container() = std::move(container);
+          return writer->Write(message);
+        }));
   }
   grpc::Status Create(
       ServerContext* context,
@@ -290,7 +297,7 @@ class LeasesService final : public leases_v1::Leases::Service {
                     filters::Filter::Parse(request->filters()));
     return ReplyList<Lease>(
         [&](const Visitor<Lease>& v) { return core_.List(ns, filter, v); },
-        [response] { return response->add_leases(); });
+        leases_v1::ListResponse::kLeasesFieldNumber, response);
   }
   grpc::Status AddResource(ServerContext* context,
                            const leases_v1::AddResourceRequest* request,
@@ -311,11 +318,14 @@ class LeasesService final : public leases_v1::Leases::Service {
       leases_v1::ListResourcesResponse* response) override {
     ASSIGN_OR_REPLY(const std::string ns, RequireNamespace(*context));
     REPLY_IF_ERROR(CheckComponent(request->id(), "lease id"));
-    return ReplyList<Resource>(
-        [&](const Visitor<Resource>& v) {
-          return core_.ListResources(ns, request->id(), v);
-        },
-        [response] { return response->add_resources(); });
+    ReplyRoom room;
+    REPLY_IF_ERROR(
+        core_.ListResources(ns, request->id(), [&](Resource& resource) {
+          if (!room.Take(resource.ByteSizeLong())) return false;
+          *response->add_resources() = std::move(resource);
+          return true;
+        }));
+    return ToGrpc(room.status());
   }
 
  private:
@@ -361,7 +371,7 @@ class SandboxService final : public sandbox_v1::Store::Service {
                     filters::Filter::Parse(request->filters()));
     return ReplyList<Sandbox>(
         [&](const Visitor<Sandbox>& v) { return core_.List(ns, filter, v); },
-        [response] { return response->add_list(); });
+        sandbox_v1::StoreListResponse::kListFieldNumber, response);
   }
   grpc::Status Get(ServerContext* context,
                    const sandbox_v1::StoreGetRequest* request,

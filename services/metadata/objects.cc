@@ -631,8 +631,9 @@ absl::Status Leases::DeleteResource(const std::string& ns,
   return txn.Commit();
 }
 
-absl::Status Leases::ListResources(const std::string& ns, const std::string& id,
-                                   const Visitor<Resource>& visitor) const {
+absl::Status Leases::ListResources(
+    const std::string& ns, const std::string& id,
+    const std::function<bool(Resource&)>& visitor) const {
   ASSIGN_OR_RETURN(std::optional<Lease> lease,
                    store_.Get<Lease>(Key(kind::kLease, {ns, id})));
   if (!lease.has_value()) return NoLease(id);

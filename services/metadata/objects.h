@@ -103,8 +103,9 @@ class Leases {
                            const Resource& resource);
   absl::Status DeleteResource(const std::string& ns, const std::string& id,
                               const Resource& resource);
-  absl::Status ListResources(const std::string& ns, const std::string& id,
-                             const Visitor<Resource>& visitor) const;
+  absl::Status ListResources(
+      const std::string& ns, const std::string& id,
+      const std::function<bool(Resource&)>& visitor) const;
 
  private:
   Store& store_;

@@ -60,7 +60,7 @@ Container MakeContainer(const std::string& id) {
 // The names of the images in "ns" that match.
 std::vector<std::string> Names(const Images& core, const std::string& filter) {
   std::vector<std::string> names;
-  const auto gather = [&names](Image& image) {
+  const auto gather = [&names](Image& image, std::string_view) {
     names.push_back(image.name());
     return true;
   };
@@ -168,7 +168,7 @@ TEST_F(ObjectsTest, IndexFollowsEveryChange) {
   EXPECT_EQ(Names(core, "labels.\"containerd.io/gc.ref.content.0\"==" + other),
             (List{"i1", "i2", "i3", "i5"}));
   List names;
-  const auto gather = [&names](Image& image) {
+  const auto gather = [&names](Image& image, std::string_view) {
     names.push_back(image.name());
     return true;
   };
@@ -271,7 +271,9 @@ TEST_F(ObjectsTest, Leases) {
   EXPECT_TRUE(core.Delete("ns", named.id()).ok());
   EXPECT_TRUE(absl::IsNotFound(core.Delete("ns", named.id())));
   int leases = 0;
-  const auto count = [&leases](Lease&) { return ++leases > 0; };
+  const auto count = [&leases](Lease&, std::string_view) {
+    return ++leases > 0;
+  };
   ASSERT_TRUE(core.List("ns", filters::Filter(), count).ok());
   EXPECT_EQ(leases, 1);
 }

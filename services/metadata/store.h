@@ -60,24 +60,28 @@ class Store {
     return message;
   }
 
-  // Visits the records with `prefix` in bytewise order; key components come
-  // split. The visitor returns false to stop. Damaged records are set aside and
-  // left out.
-  template <typename Message>
-  absl::Status Scan(const std::string& prefix,
-                    const std::function<bool(const std::vector<std::string>&,
-                                             Message&)>& visitor,
+  // Visits the records with `prefix` in bytewise order. The visitor gets the
+  // key's components and the message, or the message and its bytes; it may move
+  // from the message and returns false to stop. Damaged records are set aside
+  // and left out.
+  template <typename Message, typename Visitor>
+  absl::Status Scan(const std::string& prefix, const Visitor& visitor,
                     const Db::View* view = nullptr) const {
+    Message message;  // One for all: its strings keep their memory.
     return db_->Scan(
         prefix,
         [&](std::string_view key, std::string_view value) {
-          Message message;
           if (!message.ParseFromArray(value.data(),
                                       static_cast<int>(value.size()))) {
             (void)SetAside(std::string(key), std::string(value));  // It logs.
             return true;
           }
-          return visitor(Split(key), message);
+          if constexpr (std::is_invocable_v<Visitor, Message&,
+                                            std::string_view>) {
+            return visitor(message, value);
+          } else {
+            return visitor(Split(key), message);
+          }
         },
         view);
   }
