@@ -8,8 +8,10 @@ import os
 import platform
 import unittest
 
-OPEN, SOCKET, MKDIR, UNLINK, MOUNT = 2, 41, 83, 87, 165
+OPEN, CLOSE, SOCKET, MKDIR, UNLINK, MOUNT = 2, 3, 41, 83, 87, 165
 UNSHARE, CHROOT, SETUID, MKNOD = 272, 161, 105, 133
+CONNECT, EXECVE, KILL, RENAME, PTRACE, UMOUNT = 42, 59, 62, 82, 101, 166
+OPEN_BY_HANDLE_AT, SETNS, BPF = 304, 308, 321
 
 _CONT, _SINGLESTEP, _GETREGS, _SETREGS = 7, 9, 12, 13
 _DETACH, _SEIZE, _INTERRUPT = 17, 0x4206, 0x4207
@@ -25,7 +27,7 @@ class _Registers(ctypes.Structure):
 
 
 class Tracee:
-    """The first thread of a process, stopped inside a `with`."""
+    """A thread (by a process's number, its first one), stopped inside a `with`."""
 
     def __init__(self, pid):
         if platform.machine() != "x86_64":

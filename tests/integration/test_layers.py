@@ -2,14 +2,16 @@
 
 import gzip
 import io
+import json
 import os
 import shutil
 import subprocess
 import tarfile
+import threading
 import time
 import unittest
 
-from tests.harness import images, proc, suite
+from tests.harness import fileregistry, images, proc, suite, tracee
 from tests.harness import registry as registries
 from tests.integration import common
 
@@ -216,7 +218,6 @@ class Snapshot:
 def top_of(layout, tag):
     """The chain id of an image's last layer."""
     import hashlib
-    import json
     entry = [m for m in layout.manifests
              if m["annotations"]["org.opencontainers.image.ref.name"] == tag][0]
 
@@ -421,13 +422,25 @@ class Diffs(unittest.TestCase):
         results = [self.unpacked("diff-%d" % i, layers + [plain])
                    for i, (_, plain) in enumerate(made)]
         self.assertEqual([], differences(results[0], results[1], ("mtime",)))
+        # containerd's layer (Go's archive/tar, no entries for what is unchanged), by others.
+        name = registry.host + "/diff-1:1"
+        pulled.cli("pull", "-q", name, check=True)
+        ours.ctr("images", "pull", "--plain-http", name, check=True)
+        for daemon, how in ((ours, "Diff.Apply"), (pulled, "pull")):
+            with Snapshot(daemon, top_of(layout, "diff-1")) as view:
+                self.assertEqual([], differences(tree(view), results[1]), how)
+        bundle = os.path.join(folder, "umoci-diff-1")
+        proc.run(["umoci", "unpack", "--image", layout.path + ":diff-1", bundle], check=True)
+        found = differences(tree(os.path.join(bundle, "rootfs")), results[1])
+        self.assertEqual([], [d for d in found if not d.startswith("opaque/sub:")], "umoci")
         # Of xattrs only capabilities are packed, as containerd does it.
         self.assertEqual([], [d for d in differences(results[0], made[0][0], ("mtime",))
                               if not d.startswith("mode/f: xattrs")])
 
 
 class Privileges(unittest.TestCase):
-    """What the snapshotter process cannot do. Its threads: ConfinedWorkers in apply_test.cc."""
+    """What the snapshotter process cannot do, and less its threads while they unpack. (The
+    whole list of the threads' calls: ConfinedWorkers in apply_test.cc.)"""
 
     def test_capabilities_and_network(self):
         pid = ours.service_pid("snapshotter")
@@ -448,3 +461,92 @@ class Privileges(unittest.TestCase):
                                                 "erspan0", "ip_vti0", "ip6_vti0", "ip6gre0"})
         with open("/proc/%d/net/route" % pid) as f:
             self.assertEqual([], f.readlines()[1:], "no routes")
+
+    def workers(self):
+        """Of an unpack under way: thread id -> its capabilities."""
+        pid, found = pulled.service_pid("snapshotter"), {}
+        for tid in os.listdir("/proc/%d/task" % pid):
+            try:
+                with open("/proc/%d/task/%s/status" % (pid, tid)) as f:
+                    status = dict(line.split(":\t", 1) for line in f.read().splitlines()
+                                  if ":\t" in line)
+            except OSError:
+                continue
+            if status["Seccomp"].strip() == "2":
+                found[int(tid)] = int(status["CapEff"], 16)
+        return found
+
+    def test_workers_in_a_running_pull(self):
+        """The registry stops in mid-layer; the unpacking threads are then made to
+        try what an intruder would."""
+        data = os.urandom(8 << 20)
+        layout.image("held", [images.tar_of(lambda add: add("data", data))])
+        layer = next(digest for digest, size in self.blobs("held") if size > 4 << 20)
+        begun, go_on = threading.Event(), threading.Event()
+        self.addCleanup(go_on.set)
+        held = fileregistry.FileRegistry().load(layout, "held", {"held"})
+
+        def on_sent(digest, _):
+            if digest == layer:
+                begun.set()
+                go_on.wait(120)
+
+        held.on_sent = on_sent
+        with held:
+            out = []
+            pulling = threading.Thread(target=lambda: out.append(
+                pulled.cli("pull", "-q", held.host + "/held:held", timeout=180)))
+            pulling.start()
+            self.assertTrue(begun.wait(60))
+            proc.wait_for(lambda: len(self.workers()) == 2, "two confined threads", 30)
+            workers = self.workers()
+            none = [tid for tid, capabilities in workers.items() if capabilities == 0]
+            self.assertEqual(1, len(none), "the one that inflates has no capability")
+            # chown, dac_override, fowner, fsetid, mknod, setfcap; sys_admin for trusted.*.
+            allowed = sum(1 << n for n in (0, 1, 3, 4, 21, 27, 31))
+            for tid, capabilities in workers.items():
+                self.assertEqual(0, capabilities & ~allowed)
+                self.attempt(tid, may_open=tid not in none)
+            go_on.set()
+            pulling.join()
+        self.assertEqual(0, out[0].code, out[0])
+        with Snapshot(pulled, top_of(layout, "held")) as view:
+            with open(os.path.join(view, "data"), "rb") as f:
+                self.assertTrue(f.read() == data, "what was unpacked meanwhile")
+
+    def blobs(self, tag):
+        entry = [m for m in layout.manifests
+                 if m["annotations"]["org.opencontainers.image.ref.name"] == tag][0]
+        with open(os.path.join(layout.path, "blobs", "sha256", entry["digest"][7:])) as f:
+            return [(each["digest"], each["size"]) for each in json.load(f)["layers"]]
+
+    def attempt(self, tid, may_open):
+        made = {}
+        with tracee.Tracee(tid) as thread:
+            def call(name, number, *args):
+                made[name] = thread.call(number, *args)
+
+            call("open", tracee.OPEN, b"/etc/hostname", os.O_RDONLY, 0)
+            if made["open"] >= 0:
+                thread.call(tracee.CLOSE, made["open"])
+            # Where a call would be let through, the answer would be another than EPERM.
+            call("socket", tracee.SOCKET, 2, 1, 0)
+            call("connect", tracee.CONNECT, -1, 0, 0)
+            call("execve", tracee.EXECVE, b"/nonexistent/program", 0, 0)
+            call("kill", tracee.KILL, os.getpid(), 0)
+            call("ptrace", tracee.PTRACE, 0x4206, os.getpid(), 0, 0)
+            call("mount", tracee.MOUNT, b"none", b"/nonexistent", b"tmpfs", 0, 0)
+            call("umount", tracee.UMOUNT, b"/nonexistent", 0)
+            call("unshare", tracee.UNSHARE, 0x00020000)
+            call("setns", tracee.SETNS, -1, 0)
+            call("chroot", tracee.CHROOT, b"/nonexistent")
+            call("setuid", tracee.SETUID, 1)
+            call("bpf", tracee.BPF, 0, 0, 0)
+            call("open_by_handle_at", tracee.OPEN_BY_HANDLE_AT, -1, 0, 0)
+            call("rename", tracee.RENAME, b"/nonexistent/a", b"/nonexistent/b")
+        opened = made.pop("open")
+        if may_open:
+            self.assertGreaterEqual(opened, 0)
+        else:
+            self.assertEqual(-1, opened, "open")
+        self.assertEqual({}, {name: answer for name, answer in made.items() if answer != -1})
