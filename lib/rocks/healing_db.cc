@@ -2,6 +2,8 @@
 
 #include <rocksdb/env.h>
 
+#include <cstdarg>
+#include <cstdio>
 #include <map>
 #include <utility>
 
@@ -11,6 +13,8 @@
 
 namespace bulkhead::rocks {
 namespace {
+
+constexpr size_t kLogLineBytesMax = 1024;
 
 // How often this thread uses which database just now.
 thread_local std::map<const HealingDb*, int> t_uses;
@@ -31,12 +35,38 @@ class Keys : public rocksdb::WriteBatch::Handler {
   std::unordered_map<std::string, std::optional<std::string>>& to_;
 };
 
+// RocksDB's warnings among our own lines. Its own log file would fail on a full
+// disk, and Debian's build ends the process at the next line after that
+// (an assertion in WritableFileWriter).
+class LogLines : public rocksdb::Logger {
+ public:
+  LogLines() : rocksdb::Logger(rocksdb::WARN_LEVEL) {}
+
+  void Logv(const char* format, va_list arguments) override {
+    char text[kLogLineBytesMax];
+    (void)std::vsnprintf(text, sizeof(text), format, arguments);
+    log::Warn("rocksdb", {{"says", text}});
+  }
+  void Logv(const rocksdb::InfoLogLevel level, const char* format,
+            va_list arguments) override {
+    if (level < GetInfoLogLevel() || level >= rocksdb::HEADER_LEVEL) return;
+    Logv(format, arguments);
+  }
+};
+
+rocksdb::Options WithLog(rocksdb::Options options) {
+  if (options.info_log == nullptr) {
+    options.info_log = std::make_shared<LogLines>();
+  }
+  return options;
+}
+
 }  // namespace
 
 rocksdb::Status HealingDb::Open(const rocksdb::Options& options,
                                 const std::string& path,
                                 std::unique_ptr<HealingDb>* out) {
-  std::unique_ptr<HealingDb> made(new HealingDb(options, path));
+  std::unique_ptr<HealingDb> made(new HealingDb(WithLog(options), path));
   // RocksDB makes the folder, but does not care for its name.
   const absl::Status folder = os::MakeDurableDirs(path, 0700);
   if (!folder.ok()) return rocksdb::Status::IOError(folder.ToString());

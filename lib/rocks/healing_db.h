@@ -36,7 +36,8 @@ constexpr absl::Duration kHealWait = absl::Seconds(2);
 
 class HealingDb {
  public:
-  // RocksDB's errors, as rocksdb::DB::Open().
+  // RocksDB's errors, as rocksdb::DB::Open(). Its warnings go to lib/log unless
+  // `options` has an info_log.
   static rocksdb::Status Open(const rocksdb::Options& options,
                               const std::string& path,
                               std::unique_ptr<HealingDb>* out);
