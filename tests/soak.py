@@ -106,6 +106,13 @@ def race(seconds, sanitizer):
     subprocess.run(command, cwd=proc.TOP, check=True)
 
 
+def snapshot_faults():
+    """Every single call of services/snapshotter:faults_test, not every few."""
+    subprocess.run(["bazel", "test", "//services/snapshotter:faults_test",
+                    "--nocache_test_results", "--test_output=errors", "--test_timeout=3600",
+                    "--test_env=BULKHEAD_FAULT_STRIDE=1"], cwd=proc.TOP, check=True)
+
+
 def main():
     parser = argparse.ArgumentParser(prog="sudo ./dev soak", description=__doc__)
     parser.add_argument("--seconds", type=int, default=600)
@@ -121,6 +128,9 @@ def main():
                         help="instead: N cycles of create, start, exec, kill and delete")
     parser.add_argument("--fuzz", action="store_true",
                         help="run each fuzz target for --seconds instead")
+    parser.add_argument("--faults", action="store_true",
+                        help="instead: each system call of a snapshot's life fails in turn, or is "
+                        "the process's last")
     parser.add_argument("--model", action="store_true",
                         help="run the metadata model test for --seconds instead")
     parser.add_argument("--only", nargs="*", default=(), help="these fuzz targets")
@@ -142,6 +152,8 @@ def main():
         run_tests("test_every_exit_code", BULKHEAD_ALL_CODES="1")
     if args.many or args.codes:
         return
+    if args.faults:
+        return snapshot_faults()
     if args.fuzz:
         return fuzz.run(args.seconds, args.only)
     print("seed %d" % args.seed)

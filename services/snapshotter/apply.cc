@@ -226,13 +226,16 @@ absl::Status ConfineWorker(Worker worker) {
 absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,
                                      const std::string& media_type,
                                      const std::string& root,
-                                     const ExtractOptions& options,
+                                     const ExtractOptions& wanted,
                                      LayerSink* sink) {
   ASSIGN_OR_RETURN(const LayerEncoding encoding, EncodingOf(media_type));
   Pipe pipe;
   Unpacked unpacked;
   const std::unique_ptr<Inflater> inflater =
       NewInflater(source, encoding.sniff);
+  ExtractOptions options = wanted;
+  // Asked by the other thread, when the inflating one is through.
+  options.is_stargz = [&inflater] { return inflater->is_stargz(); };
   std::thread inflating([&] {
     absl::Status status;
     if (source.MayBeConfined()) status = ConfineWorker(Worker::kInflate);

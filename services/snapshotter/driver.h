@@ -87,8 +87,9 @@ class Driver {
     (void)place;
     (void)below;
   }
-  // At the end of the process, for each committed snapshot that nothing active
-  // and no view is above of.
+  // At the end of the process and after a failed call, for each committed
+  // snapshot that nothing active and no view is above of; at the end also for
+  // folders that are still to be deleted. Mounts() may follow.
   virtual void Release(const Place& place) { (void)place; }
 
   // Deletes a snapshot's folder, wherever it has been renamed to.

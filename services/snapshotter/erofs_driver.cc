@@ -39,6 +39,8 @@ std::string ImplicitOf(const std::string& dir) {
   return dir + "/image-implicit";
 }
 
+std::string PartOf(const std::string& dir) { return dir + "/layer.erofs.part"; }
+
 bool Exists(const std::string& path) {
   struct stat st;
   return ::lstat(path.c_str(), &st) == 0;
@@ -99,7 +101,7 @@ class ImageSink : public LayerSink {
   }
 
  private:
-  std::string Part() const { return dir_ + "/layer.erofs.part"; }
+  std::string Part() const { return PartOf(dir_); }
 
   const std::string dir_;
   const os::UniqueFd fd_;
@@ -150,6 +152,7 @@ class ErofsDriver : public Driver {
   void Sealed(const Place& place) override {
     ::unlink((place.dir + "/implicit").c_str());
     ::unlink(ImplicitOf(place.dir).c_str());
+    ::unlink(PartOf(place.dir).c_str());  // Of a layer that was cut short.
   }
 
   absl::StatusOr<DiskUsage> Usage(const Place& place, const Places&) override {
@@ -184,9 +187,9 @@ class ErofsDriver : public Driver {
     if (::stat(place.tree().c_str(), &st) != 0) {
       return os::ErrnoStatus(errno, place.tree());
     }
-    ASSIGN_OR_RETURN(os::UniqueFd fd,
-                     os::Open(place.dir + "/layer.erofs.part",
-                              O_RDWR | O_CREAT | O_TRUNC, 0600));
+    ASSIGN_OR_RETURN(
+        os::UniqueFd fd,
+        os::Open(PartOf(place.dir), O_RDWR | O_CREAT | O_TRUNC, 0600));
     return std::make_unique<ImageSink>(place.dir, std::move(fd), FromStat(st));
   }
 

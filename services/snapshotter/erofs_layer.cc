@@ -14,6 +14,7 @@
 #include "lib/base/status_macros.h"
 #include "lib/log/log.h"
 #include "lib/os/fd.h"
+#include "services/snapshotter/layer_entries.h"
 #include "services/snapshotter/tar_reader.h"
 #include "services/snapshotter/tree_root.h"
 
@@ -22,18 +23,6 @@ namespace {
 
 using Nid = ErofsWriter::Nid;
 
-constexpr char kWhiteoutPrefix[] = ".wh.";
-constexpr char kMetaPrefix[] = ".wh..wh.";
-constexpr char kOpaqueMarker[] = ".wh..wh..opq";
-// eStargz puts its table of contents last; it and the landmarks are no part of
-// the tree.
-constexpr char kStargzTable[] = "stargz.index.json";
-constexpr const char* kStargzFiles[] = {kStargzTable, ".prefetch.landmark",
-                                        ".no.prefetch.landmark"};
-constexpr char kOpaqueXattr[] = "trusted.overlay.opaque";
-constexpr int64_t kMajorMax = (1 << 12) - 1;
-constexpr int64_t kMinorMax = (1 << 20) - 1;
-constexpr int64_t kIdMax = 0xfffffffe;
 constexpr int64_t kNs = 1000000000;
 constexpr int kLinksFollowedMax = 40;  // As the kernel's.
 constexpr int64_t kEntryBytes = 64;    // In memory, besides its name.
@@ -42,37 +31,26 @@ class LayerWriter {
  public:
   LayerWriter(ByteStream& stream, int fd, const ErofsAttributes& root,
               const ExtractOptions& options)
-      : reader_(stream), image_(fd), options_(options) {
+      : stream_(stream), reader_(stream), image_(fd), options_(options) {
     dirs_.push_back(Dir{.attributes = root});
     dirs_[0].attributes.mode = S_IFDIR | (root.mode & 07777);
   }
 
   absl::StatusOr<ExtractResult> Run(std::vector<ErofsImplicitDir>* implicit) {
-    for (const std::string& dir : options_.lower_dirs) {
-      ASSIGN_OR_RETURN(os::UniqueFd fd, os::Open(dir, O_PATH | O_DIRECTORY));
-      lowers_.push_back(std::move(fd));
-    }
-    TarEntry entry;
-    for (;;) {
-      ASSIGN_OR_RETURN(const bool more, reader_.Next(&entry));
-      if (!more) break;
-      if (++result_.entries > options_.entries_max) {
-        return absl::ResourceExhaustedError(
-            absl::StrCat("the layer has more than ", options_.entries_max,
-                         " entries (snapshotter.layer_entries_max)"));
+    ASSIGN_OR_RETURN(lowers_, OpenLowers(options_));
+    bool table_last = false;
+    RETURN_IF_ERROR(ForEachEntry(
+        reader_, options_, &result_,
+        [&](const TarEntry& entry, const LayerName& name) {
+          table_last =
+              name.clean == kStargzTable && entry.type == TarType::kFile;
+          return Add(entry, name);
+        }));
+    if (table_last) {
+      ASSIGN_OR_RETURN(const bool is_stargz, IsStargz());
+      for (const char* name : kStargzFiles) {
+        if (is_stargz) Drop(0, name);
       }
-      if (entry.size_bytes > options_.bytes_max - result_.file_bytes) {
-        return absl::ResourceExhaustedError(
-            absl::StrCat("the layer holds more than ", options_.bytes_max,
-                         " bytes (snapshotter.layer_bytes_max)"));
-      }
-      result_.file_bytes += entry.size_bytes;
-      RETURN_IF_ERROR(
-          Annotate(Add(entry),
-                   absl::StrCat("entry \"", entry.name.substr(0, 256), "\"")));
-    }
-    if (entry.name == kStargzTable && entry.type == TarType::kFile) {
-      for (const char* name : kStargzFiles) Drop(0, name);
     }
     RETURN_IF_ERROR(Finish(implicit));
     return std::move(result_);
@@ -92,6 +70,16 @@ class LayerWriter {
     bool dead = false;
     absl::flat_hash_map<std::string, Child> children;
   };
+
+  // The footer that tells is the last there is of the layer.
+  absl::StatusOr<bool> IsStargz() {
+    for (;;) {
+      ASSIGN_OR_RETURN(const absl::string_view rest, stream_.Fill());
+      if (rest.empty()) break;
+      stream_.Consume(rest.size());
+    }
+    return options_.is_stargz && options_.is_stargz();
+  }
 
   absl::Status Charge(size_t bytes) {
     names_bytes_ += static_cast<int64_t>(bytes) + kEntryBytes;
@@ -145,7 +133,7 @@ class LayerWriter {
       const auto it = dirs_[at].children.find(name);
       if (it == dirs_[at].children.end()) {
         if (!make) return absl::NotFoundError("no such directory");
-        if (name.size() > NAME_MAX) return TooLong(name);
+        RETURN_IF_ERROR(CheckComponent(name));
         ASSIGN_OR_RETURN(at, MakeImplicit(at, name));
       } else if (it->second.type == erofs::kTypeDir) {
         at = it->second.ref;
@@ -165,11 +153,6 @@ class LayerWriter {
     last_path_ = path;
     last_dir_ = at;
     return at;
-  }
-
-  static absl::Status TooLong(const std::string& name) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "a name of ", name.size(), " bytes is over the limit of ", NAME_MAX));
   }
 
   absl::StatusOr<size_t> NewDir(size_t parent, const std::string& name,
@@ -236,10 +219,7 @@ class LayerWriter {
 
   absl::StatusOr<ErofsAttributes> AttributesOf(const TarEntry& entry,
                                                uint32_t type) {
-    if (entry.uid < 0 || entry.gid < 0 || entry.uid > kIdMax ||
-        entry.gid > kIdMax) {
-      return absl::InvalidArgumentError("owner out of range");
-    }
+    RETURN_IF_ERROR(CheckOwner(entry));
     ErofsAttributes out;
     out.mode = type | (type == S_IFLNK ? 0777 : entry.mode & 07777);
     out.uid = static_cast<uint32_t>(entry.uid);
@@ -269,31 +249,22 @@ class LayerWriter {
     return absl::OkStatus();
   }
 
-  absl::Status Add(const TarEntry& entry) {
-    ASSIGN_OR_RETURN(const std::string clean, CleanName(entry.name));
-    if (clean.empty()) return absl::OkStatus();  // The root stays as it is.
-    const auto [dir, base] = SplitName(clean);
-    if (base.size() > NAME_MAX) return TooLong(base);
-    // aufs' own bookkeeping, at the top only.
-    if (absl::StartsWith(clean, kMetaPrefix) && clean != kOpaqueMarker) {
-      return absl::OkStatus();
+  absl::Status Add(const TarEntry& entry, const LayerName& name) {
+    ASSIGN_OR_RETURN(const size_t parent, Walk(name.dir, true));
+    switch (name.means) {
+      case LayerName::Means::kOpaque:
+        SetXattr(&dirs_[parent].attributes, kOpaqueXattr, "y");
+        return absl::OkStatus();
+      case LayerName::Means::kWhiteout:
+        return Whiteout(parent, name.base, entry);
+      case LayerName::Means::kEntry:
+        break;
     }
-    ASSIGN_OR_RETURN(const size_t parent, Walk(dir, true));
-    if (base == kOpaqueMarker) {
-      SetXattr(&dirs_[parent].attributes, kOpaqueXattr, "y");
-      return absl::OkStatus();
-    }
-    if (absl::StartsWith(base, kWhiteoutPrefix)) {
-      return Whiteout(parent, base.substr(sizeof(kWhiteoutPrefix) - 1), entry);
-    }
-    return Create(entry, parent, base);
+    return Create(entry, parent, name.base);
   }
 
   absl::Status Whiteout(size_t parent, const std::string& hidden,
                         const TarEntry& entry) {
-    if (hidden.empty() || hidden == "." || hidden == "..") {
-      return absl::InvalidArgumentError("invalid whiteout name");
-    }
     ASSIGN_OR_RETURN(ErofsAttributes attributes, AttributesOf(entry, S_IFCHR));
     attributes.mode = S_IFCHR;
     attributes.xattrs.clear();
@@ -397,19 +368,15 @@ class LayerWriter {
                           const std::string& base) {
     uint32_t mode = S_IFIFO;
     erofs::FileType type = erofs::kTypeFifo;
+    dev_t device = 0;
     if (entry.type != TarType::kFifo) {
       const bool is_char = entry.type == TarType::kCharDevice;
       mode = is_char ? S_IFCHR : S_IFBLK;
       type = is_char ? erofs::kTypeChar : erofs::kTypeBlock;
-      if (entry.device_major < 0 || entry.device_major > kMajorMax ||
-          entry.device_minor < 0 || entry.device_minor > kMinorMax) {
-        return absl::InvalidArgumentError("device number out of range");
-      }
+      ASSIGN_OR_RETURN(device, DeviceOf(entry));
     }
     ASSIGN_OR_RETURN(ErofsAttributes attributes, AttributesOf(entry, mode));
-    if (mode != S_IFIFO) {
-      attributes.device = makedev(entry.device_major, entry.device_minor);
-    }
+    attributes.device = device;
     ASSIGN_OR_RETURN(const Nid nid, image_.AddNode(attributes));
     return Put(parent, base,
                Child{nid, type,
@@ -507,6 +474,7 @@ class LayerWriter {
     return absl::OkStatus();
   }
 
+  ByteStream& stream_;
   TarReader reader_;
   ErofsWriter image_;
   const ExtractOptions& options_;

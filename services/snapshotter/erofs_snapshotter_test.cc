@@ -15,8 +15,9 @@
 #include "absl/strings/str_cat.h"
 #include "lib/os/fd.h"
 #include "lib/testing/temp_dir.h"
-#include "services/snapshotter/apply.h"
 #include "services/snapshotter/loop_fs.h"
+#include "services/snapshotter/snapshots_for_tests.h"
+#include "services/snapshotter/tar_for_tests.h"
 #include "services/snapshotter/tree_snapshotter.h"
 
 namespace bulkhead::snapshotter {
@@ -25,23 +26,6 @@ namespace {
 using ::bulkhead::testing::ReadFileOrDie;
 using ::bulkhead::testing::TempDir;
 using ::bulkhead::testing::WriteFileOrDie;
-
-constexpr char kTar[] = "application/vnd.oci.image.layer.v1.tar";
-
-class StringSource : public LayerSource {
- public:
-  explicit StringSource(std::string data) : data_(std::move(data)) {}
-  absl::StatusOr<size_t> Read(char* out, size_t size_bytes) override {
-    const size_t n = std::min(size_bytes, data_.size() - at_);
-    std::memcpy(out, data_.data() + at_, n);
-    at_ += n;
-    return n;
-  }
-
- private:
-  const std::string data_;
-  size_t at_ = 0;
-};
 
 class ErofsSnapshotter : public ::testing::Test {
  protected:
@@ -59,12 +43,7 @@ class ErofsSnapshotter : public ::testing::Test {
   }
 
   static std::unique_ptr<Snapshotter> Open(const std::string& root) {
-    auto opened =
-        OpenTreeSnapshotter({.driver = TreeSnapshotterOptions::Driver::kErofs,
-                             .name = "erofs",
-                             .root = root});
-    EXPECT_TRUE(opened.ok()) << opened.status();
-    return opened.ok() ? *std::move(opened) : nullptr;
+    return OpenForTest(TreeSnapshotterOptions::Driver::kErofs, root);
   }
   void Reopen() {
     snapshotter_.reset();
@@ -83,23 +62,7 @@ class ErofsSnapshotter : public ::testing::Test {
 
   absl::Status Apply(const std::vector<os::MountSpec>& mounts,
                      const std::string& tar, bool parallel = false) {
-    return ApplyTo(*snapshotter_, mounts, tar, parallel);
-  }
-  static absl::Status ApplyTo(Snapshotter& snapshotter,
-                              const std::vector<os::MountSpec>& mounts,
-                              const std::string& tar, bool parallel) {
-    StringSource source(tar);
-    return ApplyLayer(
-               mounts, source, kTar, parallel, {.temp_dir = "/tmp"},
-               [&](const std::string& tree, const Unpacked& unpacked) {
-                 return snapshotter.NoteUnpacked(
-                     tree, parallel ? unpacked.extracted.implicit_dirs
-                                    : std::vector<std::string>{});
-               },
-               [&](const std::string& tree, ExtractOptions* options) {
-                 return snapshotter.SinkFor(tree, options);
-               })
-        .status();
+    return ApplyTar(*snapshotter_, mounts, tar, parallel);
   }
   void Layer(const std::string& name, const std::string& parent,
              const std::string& tar) {
@@ -113,52 +76,14 @@ class ErofsSnapshotter : public ::testing::Test {
 
   std::string Shell(const std::vector<os::MountSpec>& mounts,
                     const std::string& command) {
-    const std::string at = dir_.Path("mnt");
-    ::mkdir(at.c_str(), 0755);
-    const absl::Status mounted = os::MountAll(mounts, at);
-    EXPECT_TRUE(mounted.ok()) << mounted;
-    if (!mounted.ok()) return "";
-    std::string out;
-    FILE* pipe = ::popen(
-        absl::StrCat("cd ", at, " && { ", command, "; } 2>&1").c_str(), "r");
-    for (int c; (c = std::fgetc(pipe)) != EOF;) out += static_cast<char>(c);
-    ::pclose(pipe);
-    EXPECT_TRUE(os::UnmountTree(at).ok());
-    return out;
+    return ShellIn(mounts, dir_.Path("mnt"), command);
   }
   std::string ViewShell(const std::string& name, const std::string& command) {
-    const auto view = snapshotter_->View("shell-view", name, {});
-    EXPECT_TRUE(view.ok()) << view.status();
-    if (!view.ok()) return "";
-    const std::string out = Shell(*view, command);
-    EXPECT_TRUE(snapshotter_->Remove("shell-view").ok());
-    return out;
+    return ShellInCommitted(*snapshotter_, name, dir_.Path("mnt"), command);
   }
-
-  // Children first, however deep.
   void RemoveAll() {
-    for (bool removed = true; removed;) {
-      removed = false;
-      std::vector<std::string> names;
-      (void)snapshotter_->Walk([&](const SnapshotInfo& info) {
-        names.push_back(info.name);
-        return absl::OkStatus();
-      });
-      for (const std::string& name : names) {
-        if (snapshotter_->Remove(name).ok()) removed = true;
-      }
-    }
-    EXPECT_TRUE(snapshotter_->Cleanup().ok());
-    EXPECT_EQ(Folders(Root()).size(), 0u);
-  }
-  static std::set<std::string> Folders(const std::string& root) {
-    std::set<std::string> names;
-    DIR* dir = ::opendir((root + "/snapshots").c_str());
-    while (const dirent* entry = ::readdir(dir)) {
-      if (entry->d_name[0] != '.') names.insert(entry->d_name);
-    }
-    ::closedir(dir);
-    return names;
+    RemoveAllSnapshots(*snapshotter_);
+    EXPECT_EQ(FoldersOf(Root()).size(), 0u);
   }
 
   TempDir dir_;
@@ -241,6 +166,38 @@ TEST_F(ErofsSnapshotter, ADirectoryWithoutAnEntryStaysOpaque) {
   EXPECT_EQ(ViewShell("2", "stat -c %a d; ls d"), "711\nnew\n");
 }
 
+// Its table of contents comes last among the entries, the footer that says what
+// it is at the end of the bytes.
+TEST_F(ErofsSnapshotter, AnEStargzIsToldByItsFooter) {
+  const std::string files =
+      Encode({".prefetch.landmark", '0', "\xf"}) + Encode({"f", '0', "data\n"});
+  const std::string table =
+      snapshotter::Tar({{"stargz.index.json", '0', "{\"version\":1}"}});
+  for (const bool footer : {true, false}) {
+    std::string layer;
+    for (const std::string& part : {files, table}) {
+      WriteFileOrDie(dir_.Path("part"), part);
+      ASSERT_EQ(std::system(absl::StrCat("gzip -c <", dir_.Path("part"), " >",
+                                         dir_.Path("part.gz"))
+                                .c_str()),
+                0);
+      layer += ReadFileOrDie(dir_.Path("part.gz"));
+    }
+    if (footer) layer += StargzFooter(true);
+    const std::string name = footer ? "estargz" : "plain";
+    const auto mounts = snapshotter_->Prepare("k", "", {});
+    ASSERT_TRUE(mounts.ok());
+    const absl::Status status =
+        ApplyTar(*snapshotter_, *mounts, layer, false,
+                 "application/vnd.oci.image.layer.v1.tar+gzip");
+    ASSERT_TRUE(status.ok()) << status;
+    ASSERT_TRUE(snapshotter_->Commit(name, "k", {}, "").ok());
+    EXPECT_EQ(ViewShell(name, "ls -A; cat f"),
+              footer ? "f\ndata\n"
+                     : ".prefetch.landmark\nf\nstargz.index.json\ndata\n");
+  }
+}
+
 TEST_F(ErofsSnapshotter, AnUnpackedSnapshotCanStillBeWritten) {
   const auto mounts = snapshotter_->Prepare("k", "", {});
   ASSERT_TRUE(Apply(*mounts, Tar("echo image >f && echo old >old")).ok());
@@ -272,18 +229,46 @@ TEST_F(ErofsSnapshotter, AFailedLayerLeavesNothing) {
   EXPECT_EQ(ViewShell("c", "cat f"), "good\n");
 }
 
+// The service may end before its deleting thread gets to what was removed.
+TEST_F(ErofsSnapshotter, WhatIsStillToBeDeletedIsNotLeftMounted) {
+  const int count = 8;
+  for (int i = 0; i < count; ++i) {
+    const std::string name = absl::StrCat(i);
+    // Enough files to keep the deleting thread busy. (Each view takes a
+    // number.)
+    Layer(name, "", Tar("echo x >f"));
+    const std::string tree =
+        absl::StrCat(Root(), "/snapshots/", 2 * i + 1, "/fs");
+    ASSERT_EQ(
+        std::system(
+            absl::StrCat("cd ", tree, " && mkdir d && cd d && touch $(seq 500)")
+                .c_str()),
+        0);
+    EXPECT_EQ(ViewShell(name, "cat f"), "x\n");
+  }
+  EXPECT_NE(MountTable(), before_);  // Images stay for the next who asks.
+  for (int i = 0; i < count; ++i) {
+    ASSERT_TRUE(snapshotter_->Remove(absl::StrCat(i)).ok());
+  }
+  snapshotter_.reset();
+  EXPECT_EQ(MountTable(), before_);
+  Reopen();
+  ASSERT_TRUE(snapshotter_->Cleanup().ok());
+  EXPECT_EQ(FoldersOf(Root()).size(), 0u);
+}
+
 TEST_F(ErofsSnapshotter, ADamagedImageIsNamedAndNothingIsLeft) {
   Layer("1", "", Tar("echo x >f"));
   const std::string image = Root() + "/snapshots/1/layer.erofs";
   const std::string good = ReadFileOrDie(image);
   WriteFileOrDie(image, std::string(good.size(), '\0'));
   const std::string table = MountTable();
-  const std::set<std::string> folders = Folders(Root());
+  const std::set<std::string> folders = FoldersOf(Root());
   const absl::Status status = snapshotter_->Prepare("a", "1", {}).status();
   EXPECT_FALSE(status.ok());
   EXPECT_TRUE(absl::StrContains(status.message(), image)) << status;
   ASSERT_TRUE(snapshotter_->Cleanup().ok());
-  EXPECT_EQ(Folders(Root()), folders);
+  EXPECT_EQ(FoldersOf(Root()), folders);
   EXPECT_EQ(MountTable(), table);
   EXPECT_TRUE(absl::IsNotFound(snapshotter_->Stat("a").status()));
   WriteFileOrDie(image, good);
@@ -308,7 +293,7 @@ TEST_F(ErofsSnapshotter, KilledAtAnyInstantNothingIsHalf) {
       for (int i = 0;; ++i) {
         const std::string n = absl::StrCat(round, "-", i);
         const auto mounts = own->Prepare("k" + n, "", {});
-        if (!mounts.ok() || !ApplyTo(*own, *mounts, tar, false).ok()) _exit(1);
+        if (!mounts.ok() || !ApplyTar(*own, *mounts, tar).ok()) _exit(1);
         if (!own->Commit("c" + n, "k" + n, {}, "").ok()) _exit(2);
         if (!own->View("v" + n, "c" + n, {}).ok()) _exit(3);
         if (!own->Remove("v" + n).ok()) _exit(4);
@@ -336,7 +321,7 @@ TEST_F(ErofsSnapshotter, KilledAtAnyInstantNothingIsHalf) {
                       return absl::OkStatus();
                     })
                     .ok());
-    EXPECT_EQ(Folders(Root()).size(), all.size());
+    EXPECT_EQ(FoldersOf(Root()).size(), all.size());
     for (const SnapshotInfo& info : all) {
       if (info.kind != Kind::kCommitted) continue;
       EXPECT_EQ(ViewShell(info.name, "ls d | wc -l; stat -c %s big"),

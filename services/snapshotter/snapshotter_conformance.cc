@@ -9,6 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "services/snapshotter/loop_fs.h"
+#include "services/snapshotter/snapshots_for_tests.h"
 
 namespace bulkhead::snapshotter {
 namespace {
@@ -43,18 +44,7 @@ void SnapshotterConformance::Reopen() {
 
 std::string SnapshotterConformance::Shell(
     const std::vector<os::MountSpec>& mounts, const std::string& command) {
-  const std::string at = dir_.Path("mnt");
-  ::mkdir(at.c_str(), 0755);
-  const absl::Status mounted = os::MountAll(mounts, at);
-  EXPECT_TRUE(mounted.ok()) << mounted;
-  if (!mounted.ok()) return "";
-  std::string out;
-  FILE* pipe = ::popen(
-      absl::StrCat("cd ", at, " && { ", command, "; } 2>&1").c_str(), "r");
-  for (int c; (c = std::fgetc(pipe)) != EOF;) out += static_cast<char>(c);
-  ::pclose(pipe);
-  EXPECT_TRUE(os::UnmountTree(at).ok());
-  return out;
+  return ShellIn(mounts, dir_.Path("mnt"), command);
 }
 
 void SnapshotterConformance::Write(const std::vector<os::MountSpec>& mounts,

@@ -23,22 +23,13 @@
 #include "lib/base/status_macros.h"
 #include "lib/log/log.h"
 #include "lib/os/fd.h"
+#include "services/snapshotter/layer_entries.h"
 #include "services/snapshotter/tar_reader.h"
 #include "services/snapshotter/tree_root.h"
 
 namespace bulkhead::snapshotter {
 namespace {
 
-constexpr char kWhiteoutPrefix[] = ".wh.";
-constexpr char kMetaPrefix[] = ".wh..wh.";
-constexpr char kOpaqueMarker[] = ".wh..wh..opq";
-// eStargz's table of contents and landmarks.
-constexpr const char* kStargzFiles[] = {
-    "stargz.index.json", ".prefetch.landmark", ".no.prefetch.landmark"};
-constexpr char kOpaqueXattr[] = "trusted.overlay.opaque";
-constexpr int64_t kMajorMax = (1 << 12) - 1;  // What mknod(2) can carry.
-constexpr int64_t kMinorMax = (1 << 20) - 1;
-constexpr int64_t kIdMax = 0xfffffffe;
 constexpr int64_t kNs = 1000000000;
 
 // Of this process; it can be read from here alone.
@@ -59,30 +50,12 @@ class Extractor {
         umask_(CurrentUmask()) {}
 
   absl::StatusOr<ExtractResult> Run() {
-    for (const std::string& dir : options_.lower_dirs) {
-      ASSIGN_OR_RETURN(os::UniqueFd fd,
-                       os::Open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC));
-      lowers_.push_back(std::move(fd));
-    }
-    TarEntry entry;
-    for (;;) {
-      ASSIGN_OR_RETURN(const bool more, reader_.Next(&entry));
-      if (!more) break;
-      if (++result_.entries > options_.entries_max) {
-        return absl::ResourceExhaustedError(
-            absl::StrCat("the layer has more than ", options_.entries_max,
-                         " entries (snapshotter.layer_entries_max)"));
-      }
-      if (entry.size_bytes > options_.bytes_max - result_.file_bytes) {
-        return absl::ResourceExhaustedError(
-            absl::StrCat("the layer holds more than ", options_.bytes_max,
-                         " bytes (snapshotter.layer_bytes_max)"));
-      }
-      result_.file_bytes += entry.size_bytes;
-      RETURN_IF_ERROR(
-          Annotate(Apply(entry),
-                   absl::StrCat("entry \"", entry.name.substr(0, 256), "\"")));
-    }
+    ASSIGN_OR_RETURN(lowers_, OpenLowers(options_));
+    RETURN_IF_ERROR(
+        ForEachEntry(reader_, options_, &result_,
+                     [this](const TarEntry& entry, const LayerName& name) {
+                       return Apply(entry, name);
+                     }));
     RETURN_IF_ERROR(SetDirTimes());
     for (const std::string& dir : implicit_)
       result_.implicit_dirs.push_back(dir);
@@ -148,24 +121,17 @@ class Extractor {
     return unpacked_.contains(absl::HashOf(clean, salt_));
   }
 
-  absl::Status Apply(const TarEntry& entry) {
-    ASSIGN_OR_RETURN(const std::string clean, CleanName(entry.name));
-    if (clean.empty()) return absl::OkStatus();  // The root stays as it is.
-    const auto [dir, base] = SplitName(clean);
-    if (base.size() > NAME_MAX) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "a name of ", base.size(), " bytes is over the limit of ", NAME_MAX));
+  absl::Status Apply(const TarEntry& entry, const LayerName& name) {
+    ASSIGN_OR_RETURN(const int parent, Parent(name.dir));
+    switch (name.means) {
+      case LayerName::Means::kOpaque:
+        return MakeOpaque(parent, name.dir);
+      case LayerName::Means::kWhiteout:
+        return Whiteout(parent, name.base, entry);
+      case LayerName::Means::kEntry:
+        break;
     }
-    // aufs' own bookkeeping, at the top only.
-    if (absl::StartsWith(clean, kMetaPrefix) && clean != kOpaqueMarker) {
-      return absl::OkStatus();
-    }
-    ASSIGN_OR_RETURN(const int parent, Parent(dir));
-    if (base == kOpaqueMarker) return MakeOpaque(parent, dir);
-    if (absl::StartsWith(base, kWhiteoutPrefix)) {
-      return Whiteout(parent, base.substr(sizeof(kWhiteoutPrefix) - 1), entry);
-    }
-    return Create(entry, clean, parent, base);
+    return Create(entry, name.clean, parent, name.base);
   }
 
   absl::Status RemoveExisting(int parent, const std::string& name,
@@ -181,9 +147,6 @@ class Extractor {
 
   absl::Status Whiteout(int parent, const std::string& hidden,
                         const TarEntry& entry) {
-    if (hidden.empty() || hidden == "." || hidden == "..") {
-      return absl::InvalidArgumentError("invalid whiteout name");
-    }
     struct stat st;
     if (::fstatat(parent, hidden.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0) {
       RETURN_IF_ERROR(RemoveExisting(parent, hidden, st));
@@ -192,7 +155,7 @@ class Extractor {
       if (::mknodat(parent, hidden.c_str(), S_IFCHR, makedev(0, 0)) != 0) {
         return os::ErrnoStatus(errno, "mknod of a whiteout");
       }
-      RETURN_IF_ERROR(CheckIds(entry));
+      RETURN_IF_ERROR(CheckOwner(entry));
       if (::fchownat(parent, hidden.c_str(), entry.uid, entry.gid,
                      AT_SYMLINK_NOFOLLOW) != 0) {
         return os::ErrnoStatus(errno, "chown of a whiteout");
@@ -254,17 +217,9 @@ class Extractor {
     return status;
   }
 
-  static absl::Status CheckIds(const TarEntry& entry) {
-    if (entry.uid < 0 || entry.gid < 0 || entry.uid > kIdMax ||
-        entry.gid > kIdMax) {
-      return absl::InvalidArgumentError("owner out of range");
-    }
-    return absl::OkStatus();
-  }
-
   absl::Status Create(const TarEntry& entry, const std::string& clean,
                       int parent, const std::string& base) {
-    RETURN_IF_ERROR(CheckIds(entry));
+    RETURN_IF_ERROR(CheckOwner(entry));
     struct stat st;
     bool was_whiteout = false;
     bool merge = false;
@@ -494,11 +449,7 @@ class Extractor {
     dev_t device = 0;
     if (entry.type != TarType::kFifo) {
       type = entry.type == TarType::kCharDevice ? S_IFCHR : S_IFBLK;
-      if (entry.device_major < 0 || entry.device_major > kMajorMax ||
-          entry.device_minor < 0 || entry.device_minor > kMinorMax) {
-        return absl::InvalidArgumentError("device number out of range");
-      }
-      device = makedev(entry.device_major, entry.device_minor);
+      ASSIGN_OR_RETURN(device, DeviceOf(entry));
     }
     if (::mknodat(parent, base.c_str(), type | 0600, device) != 0) {
       return os::ErrnoStatus(errno, "mknod");

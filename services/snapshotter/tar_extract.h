@@ -5,6 +5,7 @@
 #define BULKHEAD_SERVICES_SNAPSHOTTER_TAR_EXTRACT_H_
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,9 @@ struct ExtractOptions {
   std::vector<std::string> lower_dirs;
   int64_t bytes_max = int64_t{1} << 40;  // Of file sizes; of the stream.
   int64_t entries_max = 10'000'000;
+  // Whether the layer, read to the very end of its stream, was an eStargz.
+  // Null: no.
+  std::function<bool()> is_stargz;
 };
 
 struct ExtractResult {

@@ -69,6 +69,19 @@ inline std::string PaxRecord(const std::string& key, const std::string& value) {
   return absl::StrCat(size, " ", key, "=", value, "\n");
 }
 
+// An empty gzip member with the extra field eStargz ends with.
+inline std::string StargzFooter(bool subfield) {
+  std::string extra = "00000000000002a1STARGZ";
+  if (subfield) extra = std::string("SG\x16\0", 4) + extra;
+  std::string out("\x1f\x8b\x08\x04\0\0\0\0\0\xff", 10);
+  out += static_cast<char>(extra.size());
+  out += '\0';
+  out += extra;
+  // One stored block, the last, of nothing; CRC and size of nothing.
+  out.append("\x01\0\0\xff\xff", 5);
+  return out + std::string(8, '\0');
+}
+
 class StringSource : public LayerSource {
  public:
   explicit StringSource(std::string data) : data_(std::move(data)) {}

@@ -115,17 +115,18 @@ class TreeSnapshotter : public Snapshotter {
       changed_.notify_all();
     }
     if (deleter_.joinable()) deleter_.join();
-    std::set<uint64_t> used;
+    std::lock_guard lock(mutex_);
+    Places committed;
     for (const auto& [key, record] : records_) {
-      if (record.info.kind == Kind::kCommitted) continue;
-      for (const Place& place : Chain(record.info.parent)) {
-        used.insert(place.id);
+      if (record.info.kind == Kind::kCommitted) {
+        committed.push_back(PlaceOf(record));
       }
     }
-    for (const auto& [key, record] : records_) {
-      if (record.info.kind == Kind::kCommitted && !used.contains(record.id)) {
-        driver_->Release(PlaceOf(record));
-      }
+    ReleaseUnused(committed);
+    // What is still to be deleted goes at the next start, but is not kept
+    // mounted until then.
+    for (const std::string& name : deletions_) {
+      driver_->Release({0, absl::StrCat(snapshots_, "/", name)});
     }
   }
 
@@ -138,6 +139,7 @@ class TreeSnapshotter : public Snapshotter {
       return absl::OkStatus();
     }));
     ASSIGN_OR_RETURN(const std::vector<std::string> names, Folders());
+    RETURN_IF_ERROR(DropHalfMade({names.begin(), names.end()}));
     for (const std::string& name : names) {
       uint64_t id = 0;
       const std::string digits = absl::StartsWith(name, kRemovedPrefix)
@@ -237,6 +239,7 @@ class TreeSnapshotter : public Snapshotter {
       place = PlaceOf(record);
       if (!rebase) below = Chain(record.info.parent);
       synced = synced_.contains(record.id);
+      in_flight_.insert(record.id);
     }
     const absl::StatusOr<DiskUsage> usage =
         driver_->Seal(place, below, rebase, synced);
@@ -249,8 +252,12 @@ class TreeSnapshotter : public Snapshotter {
     record.info.created_at_ns = record.info.updated_at_ns = NowNs();
     if (status.ok()) status = db_->Put(record, key);
     std::lock_guard lock(mutex_);
+    in_flight_.erase(record.id);
     if (!status.ok()) {
-      if (rebase) DropChild(parent);
+      if (rebase) {
+        DropChild(parent);
+        ReleaseUnused(below);
+      }
       return status;
     }
     synced_.erase(record.id);
@@ -440,6 +447,29 @@ class TreeSnapshotter : public Snapshotter {
     return true;
   }
 
+  // A Prepare whose record was written but not synced fails and takes its
+  // folder away; if the process ends before the record is taken back too, only
+  // that is left. Nobody was told of the snapshot.
+  absl::Status DropHalfMade(const std::set<std::string>& folders) {
+    std::vector<std::string> keys;
+    for (const auto& [key, record] : records_) {
+      if (record.info.kind != Kind::kCommitted &&
+          !folders.contains(absl::StrCat(record.id))) {
+        keys.push_back(key);
+      }
+    }
+    for (const std::string& key : keys) {
+      const Record& record = records_.at(key);
+      log::Warn("dropping a snapshot that has no folder",
+                {{"snapshotter", options_.name}, {"key", key}});
+      RETURN_IF_ERROR(db_->Delete(key));
+      if (!record.info.parent.empty()) DropChild(record.info.parent);
+      ids_.erase(record.id);
+      records_.erase(key);
+    }
+    return absl::OkStatus();
+  }
+
   absl::StatusOr<std::vector<std::string>> Folders() const {
     std::vector<std::string> names;
     DIR* stream = ::opendir(snapshots_.c_str());
@@ -489,6 +519,23 @@ class TreeSnapshotter : public Snapshotter {
   void DropChild(const std::string& parent) {
     const auto it = children_.find(parent);
     if (it != children_.end() && --it->second == 0) children_.erase(it);
+  }
+
+  // Tells the driver of those among the committed `places` that nothing active
+  // and no view is above of. Not while something is being made or committed:
+  // what that needs is not on record yet.
+  void ReleaseUnused(const Places& places) {
+    if (!in_flight_.empty()) return;
+    std::set<uint64_t> used;
+    for (const auto& [key, record] : records_) {
+      if (record.info.kind == Kind::kCommitted) continue;
+      for (const Place& place : Chain(record.info.parent)) {
+        used.insert(place.id);
+      }
+    }
+    for (const Place& place : places) {
+      if (!used.contains(place.id)) driver_->Release(place);
+    }
   }
 
   // Renames a folder away and queues its deletion.
@@ -571,6 +618,7 @@ class TreeSnapshotter : public Snapshotter {
     if (!status.ok()) {
       if (!parent.empty()) DropChild(parent);
       Discard(absl::StrCat(record.id));
+      ReleaseUnused(below);
       return status;
     }
     ids_[record.id] = key;
@@ -589,7 +637,7 @@ class TreeSnapshotter : public Snapshotter {
   std::map<std::string, Record> records_;  // What is on disk, by key.
   std::map<uint64_t, std::string> ids_;    // Folder number -> key.
   std::map<std::string, int> children_;    // Never zero.
-  std::set<uint64_t> in_flight_;           // Being made or removed.
+  std::set<uint64_t> in_flight_;           // Being made, committed or removed.
   std::set<uint64_t> synced_;              // Unpacked, synced, not touched.
   uint64_t next_id_ = 1;
   std::deque<std::string> deletions_;

@@ -1,7 +1,6 @@
 // The conformance suite on both drivers, and what only they promise.
 #include "services/snapshotter/tree_snapshotter.h"
 
-#include <dirent.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -15,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "services/snapshotter/loop_fs.h"
+#include "services/snapshotter/snapshots_for_tests.h"
 #include "services/snapshotter/snapshotter_conformance.h"
 
 namespace bulkhead::snapshotter {
@@ -24,12 +24,7 @@ using ::bulkhead::testing::TempDir;
 using Driver = TreeSnapshotterOptions::Driver;
 
 std::unique_ptr<Snapshotter> Open(Driver driver, const std::string& root) {
-  static const char* const names[] = {"overlayfs", "native", "btrfs", "erofs"};
-  auto opened = OpenTreeSnapshotter({.driver = driver,
-                                     .name = names[static_cast<int>(driver)],
-                                     .root = root});
-  EXPECT_TRUE(opened.ok()) << opened.status();
-  return opened.ok() ? *std::move(opened) : nullptr;
+  return OpenForTest(driver, root);
 }
 
 Backend Core(const std::string& name, Driver driver, bool overlay) {
@@ -47,23 +42,13 @@ INSTANTIATE_TEST_SUITE_P(
                       Core("erofs", Driver::kErofs, true)),
     [](const auto& info) { return info.param.name; });
 
-std::set<std::string> Folders(const std::string& root) {
-  std::set<std::string> names;
-  DIR* dir = ::opendir((root + "/snapshots").c_str());
-  while (const dirent* entry = ::readdir(dir)) {
-    if (entry->d_name[0] != '.') names.insert(entry->d_name);
-  }
-  ::closedir(dir);
-  return names;
-}
-
 TEST(TreeSnapshotter, LeftoversGoAtTheNextStart) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root";
   TempDir dir;
   auto snapshotter = Open(Driver::kOverlay, dir.path());
   ASSERT_TRUE(snapshotter->Prepare("k", "", {}).ok());
   snapshotter.reset();
-  const std::set<std::string> before = Folders(dir.path());
+  const std::set<std::string> before = FoldersOf(dir.path());
   ASSERT_EQ(std::system(absl::StrCat("cd ", dir.path(),
                                      "/snapshots && mkdir -p 77/fs rm-12/a "
                                      "junk && touch 77/fs/x")
@@ -71,7 +56,7 @@ TEST(TreeSnapshotter, LeftoversGoAtTheNextStart) {
             0);
   snapshotter = Open(Driver::kOverlay, dir.path());
   ASSERT_TRUE(snapshotter->Cleanup().ok());  // Waits for the deletions.
-  EXPECT_EQ(Folders(dir.path()), before);
+  EXPECT_EQ(FoldersOf(dir.path()), before);
   // A number is not used again while its old folder may be around.
   const auto mounts = snapshotter->Prepare("l", "", {});
   ASSERT_TRUE(mounts.ok());
@@ -80,7 +65,7 @@ TEST(TreeSnapshotter, LeftoversGoAtTheNextStart) {
   ASSERT_EQ(::mkdir(dir.Path("snapshots/99").c_str(), 0700), 0);
   ASSERT_TRUE(snapshotter->Remove("l").ok());
   ASSERT_TRUE(snapshotter->Cleanup().ok());
-  EXPECT_EQ(Folders(dir.path()), before);
+  EXPECT_EQ(FoldersOf(dir.path()), before);
 }
 
 // A child works until it is killed; whatever it acknowledged (a byte in the
@@ -140,7 +125,7 @@ TEST(TreeSnapshotter, KillAtAnyInstantLosesNothing) {
                       return absl::OkStatus();
                     })
                     .ok());
-    EXPECT_EQ(Folders(root).size(), records);
+    EXPECT_EQ(FoldersOf(root).size(), records);
   }
 }
 
@@ -229,7 +214,7 @@ TEST(TreeSnapshotter, BtrfsRemovesSubvolumesAndMeasuresChangesOnly) {
   ASSERT_TRUE(snapshotter->Remove("k").ok());
   ASSERT_TRUE(snapshotter->Remove("base").ok());
   ASSERT_TRUE(snapshotter->Cleanup().ok());
-  EXPECT_TRUE(Folders(root).empty());
+  EXPECT_TRUE(FoldersOf(root).empty());
 }
 
 TEST(TreeSnapshotter, NativeSharesBlocksWhereTheFileSystemCan) {
@@ -306,7 +291,7 @@ TEST(TreeSnapshotter, SizeLimitsByProjectQuota) {
                       {{"containerd.io/snapshot/max-size", "lots"}})
             .status();
     EXPECT_EQ(bad.code(), absl::StatusCode::kInvalidArgument) << bad;
-    EXPECT_EQ(Folders(fs.path() + "/root").size(), 2u);
+    EXPECT_EQ(FoldersOf(fs.path() + "/root").size(), 2u);
   }
 }
 
@@ -374,7 +359,7 @@ TEST(TreeSnapshotter, IdMappingLabelsWithAndWithoutParents) {
     EXPECT_EQ(snapshotter->Prepare("bad", "base", bad).status().code(),
               absl::StatusCode::kInvalidArgument);
     ASSERT_TRUE(snapshotter->Cleanup().ok());
-    EXPECT_EQ(Folders(dir.path()).size(), 2u);
+    EXPECT_EQ(FoldersOf(dir.path()).size(), 2u);
   }
 }
 
