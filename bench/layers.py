@@ -1,10 +1,15 @@
 """Unpacking, removing, committing and measuring layers, beside containerd.
 
 The blobs are there before the clock starts: nothing but the unpacking is in
-the times. Both sides are driven by Debian's ctr.
+the times. Both sides are driven by Debian's ctr, one layer after another as it
+does; the pull of `--only pull` unpacks layers at once.
+
+Each round has a fresh folder, kept to the end: on ext4 a tree that is written
+within minutes of a large removal takes many times as long.
 """
 
 import os
+import shutil
 import subprocess
 import time
 
@@ -12,6 +17,9 @@ from bench import measure
 from tests.harness import images, proc
 
 FILES = 2000  # Of the container whose changes are committed.
+IMAGES = ("one-layer-gzip", "one-layer-zstd", "six-layers-gzip", "six-layers-zstd")
+SMALL = "small"  # Commit, usage and removal.
+ROWS = IMAGES + (SMALL,)
 
 
 def _ctr(side, *args):
@@ -20,10 +28,6 @@ def _ctr(side, *args):
 
 def _run(side, *args):
     return subprocess.run(_ctr(side, *args), check=True, capture_output=True, text=True).stdout
-
-
-def _fetch(side, image):
-    _run(side, "content", "fetch", "--plain-http", image)
 
 
 def _unpack(side, image):
@@ -73,29 +77,29 @@ def _wait_deleted(side):
     proc.wait_for(gone, "removed snapshots to vanish", 60, 0.005)
 
 
-def bench_layers(report, reg, sides, rounds, tags, kind=""):
-    """`kind` says in the report which snapshotter of ours it was."""
-    for tag in tags:
-        image = reg.host + "/" + tag + ":1"
-        wall, cpu, peak = ([], []), ([], []), ([], [])
-        for n in range(rounds + 1):
-            for i, side in enumerate(sides()):
-                with side.daemon:
-                    _fetch(side, image)
-                    if n == rounds:
-                        peak[i].append(measure.PeakMemory(_unpack(side, image), side.pids,
-                                                          side.env).peak)
-                        continue
-                    timed = measure.Timed(_unpack(side, image), side.pids(), side.env)
-                    wall[i].append(timed.wall)
-                    cpu[i].append(timed.cpu)
-        report.add(kind + "unpack, %s: wall" % tag, "s", *wall)
-        report.add(kind + "unpack, %s: CPU of daemons and client" % tag, "s", *cpu)
-        report.add(kind + "unpack, %s: peak memory of daemons" % tag, "MiB PSS", *peak)
+def _bench_unpack(report, pair, rounds, image, what):
+    wall, cpu, peak = ([], []), ([], []), ([], [])
+    for n in range(rounds + 1):
+        for i, side in enumerate(pair()):
+            with side.daemon:
+                _run(side, "content", "fetch", "--plain-http", image)
+                os.sync()  # What was written before is nobody's work here.
+                if n == rounds:
+                    peak[i].append(measure.PeakMemory(_unpack(side, image), side.pids,
+                                                      side.env).peak)
+                    continue
+                timed = measure.Timed(_unpack(side, image), side.pids(), side.env)
+                wall[i].append(timed.wall)
+                cpu[i].append(timed.cpu)
+    report.add(what + ": wall", "s", *wall)
+    report.add(what + ": CPU of daemons and client", "s", *cpu)
+    report.add(what + ": peak memory of daemons", "MiB PSS", *peak)
+
+
+def _bench_small(report, pair, rounds, image, kind):
     commit, usage, remove, gone = ([], []), ([], []), ([], []), ([], [])
-    image = reg.host + "/" + tags[-1] + ":1"
     for _ in range(rounds):
-        for i, side in enumerate(sides()):
+        for i, side in enumerate(pair()):
             with side.daemon:
                 subprocess.run(_unpack(side, image), check=True, capture_output=True)
                 _fill(side, "work", _top(side))
@@ -105,6 +109,7 @@ def bench_layers(report, reg, sides, rounds, tags, kind=""):
                 commit[i].append(1000 * measure.Timed(
                     _snapshots(side, "commit", "done", "work"), [], side.env).wall)
                 _do(side, "rm", "done")
+                os.sync()
                 began = time.monotonic()
                 remove[i].append(measure.Timed(_ctr(side, "images", "rm", "--sync", image), [],
                                                side.env).wall)
@@ -112,17 +117,47 @@ def bench_layers(report, reg, sides, rounds, tags, kind=""):
                 gone[i].append(time.monotonic() - began)
     report.add(kind + "usage of a snapshot of %d files: wall" % FILES, "ms", *usage)
     report.add(kind + "commit of %d files: wall" % FILES, "ms", *commit)
-    report.add(kind + "remove an image, %s: wall" % tags[-1], "s", *remove)
-    report.add(kind + "remove an image, %s: gone from the disk" % tags[-1], "s", *gone)
+    report.add(kind + "remove the image: wall", "s", *remove)
+    report.add(kind + "remove the image: gone from the disk", "s", *gone)
 
 
-def push(layout, reg, layers, one):
-    """The images: `one` layer in both encodings, and `layers` in both."""
-    tags = []
-    for encoding in ("gzip", "zstd"):
-        for name, content in (("one-layer", [one]), ("six-layers", layers)):
-            tag = name + "-" + encoding
-            layout.image(tag, content, compression=encoding)
-            layout.push(tag, reg.host + "/" + tag + ":1")
-            tags.append(tag)
-    return tags
+def bench_layers(report, reg, sides, rounds, rows, kind=""):
+    """`kind` says in the report which snapshotter of ours it was."""
+    kept = []
+
+    def pair():
+        made = sides()
+        for side in made:
+            side.daemon.keep = True
+            kept.append(side.daemon.dir)
+        return made
+
+    try:
+        for tag in IMAGES:
+            if tag in rows:
+                _bench_unpack(report, pair, rounds, reg.host + "/" + tag + ":1",
+                              kind + "unpack, " + tag)
+        if SMALL in rows:
+            _bench_small(report, pair, rounds, reg.host + "/" + IMAGES[-1] + ":1", kind)
+    finally:
+        for folder in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def push(where, reg, tree_layers, size_mib, rows):
+    """The images that `rows` need: one layer and six, in both encodings. The
+    layout is made in the folder `where` if it is not there yet."""
+    path = os.path.join(where, "layout-%d" % size_mib)
+    done = os.path.join(path, "complete")
+    if not os.path.exists(done):
+        layout = images.Layout(path)
+        one, six = tree_layers(size_mib, 1), tree_layers(size_mib, 6)
+        for tag in IMAGES:
+            layout.image(tag, one if tag.startswith("one") else six,
+                         compression=tag.rsplit("-", 1)[1])
+        open(done, "w").close()
+    for tag in IMAGES:
+        if tag in rows or (SMALL in rows and tag == IMAGES[-1]):
+            proc.run(["skopeo", "copy", "-q", "--dest-tls-verify=false",
+                      "oci:%s:%s" % (path, tag), "docker://%s/%s:1" % (reg.host, tag)],
+                     check=True, timeout=300)

@@ -218,16 +218,20 @@ def main():
     parser.add_argument("--pull-rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=400, metavar="MIB",
                         help="of the pulled image, unpacked")
-    parser.add_argument("--only", choices=("pull", "run", "layers", "erofs", "registries",
-                                           "shims", "tasks", "records", "collect"))
+    parser.add_argument("--only", choices=("pull", "run", "layers", "overlayfs", "erofs",
+                                           "registries", "shims", "tasks", "records",
+                                           "collect"),
+                        help="layers: overlayfs and erofs")
+    parser.add_argument("--rows", default=",".join(layers_bench.ROWS),
+                        help="of the layers [%(default)s]")
     parser.add_argument("--cases", default=",".join(registries_bench.CASES),
                         help="of the registries [%(default)s]")
     parser.add_argument("--tasks", default=",".join(tasks_bench.SLICES),
                         help="slices of the tasks [%(default)s]")
     parser.add_argument("--latency-tool", help="//services/gateway:latency_tool, built before")
     parser.add_argument("--images", metavar="FOLDER",
-                        help="make the registries' images there once and use them again; "
-                        "with --pull-rounds 0 do nothing else")
+                        help="make the images of layers and registries there once and use "
+                        "them again; with --pull-rounds 0 do nothing else")
     parser.add_argument("--no-peak", action="store_true",
                         help="of the registries: without the rounds for peak memory")
     parser.add_argument("--layer-size", type=int, default=1024, metavar="MIB",
@@ -243,13 +247,14 @@ def main():
         with registry.Registry() as reg:
             layout.push("busybox", reg.host + "/busybox:1")
             print("%-44s %10s %10s %8s" % ("", "ours", "containerd", "ratio"))
-            if args.only in (None, "layers", "erofs"):
-                tags = layers_bench.push(layout, reg, tree_layers(args.size, 6),
-                                         tree_layers(args.size, 1)[0])
-                if args.only != "erofs":
-                    layers_bench.bench_layers(report, reg, sides, args.pull_rounds, tags)
-                layers_bench.bench_layers(report, reg, erofs_sides, args.pull_rounds, tags,
-                                          "erofs: ")
+            if args.only in (None, "layers", "overlayfs", "erofs"):
+                rows = args.rows.split(",")
+                layers_bench.push(args.images or folder, reg, tree_layers, args.size, rows)
+                if args.only != "erofs" and args.pull_rounds:
+                    layers_bench.bench_layers(report, reg, sides, args.pull_rounds, rows)
+                if args.only != "overlayfs" and args.pull_rounds:
+                    layers_bench.bench_layers(report, reg, erofs_sides, args.pull_rounds, rows,
+                                              "erofs: ")
             if args.only in (None, "pull"):
                 layers = tree_layers(args.size, 6)
                 for tag in ("gzip", "zstd"):

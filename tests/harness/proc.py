@@ -107,8 +107,8 @@ def end_process(pid, timeout=5.0):
             time.sleep(0.02)
 
 
-def clean_up(path):
-    """Ends what still names `path`, unmounts below it, removes it.
+def clean_up(path, keep=False):
+    """Ends what still names `path`, unmounts below it, removes it unless `keep`.
 
     Returns what it found running or mounted: leftovers, for the caller to
     complain about.
@@ -120,5 +120,6 @@ def clean_up(path):
     for where in mounts_below(path):
         left.append("mount " + where)
         subprocess.run(["umount", "-l", where], check=False)
-    shutil.rmtree(path, ignore_errors=True)
+    if not keep:
+        shutil.rmtree(path, ignore_errors=True)
     return left

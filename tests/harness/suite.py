@@ -22,6 +22,7 @@ class Daemon:
         self.log_path = os.path.join(self.dir, "log")
         self.process = None
         self.address = None
+        self.keep = False  # The folder, when it ends.
 
     def ctr(self, *args, ns="default", **kwargs):
         """Debian's ctr, pointed at this daemon."""
@@ -113,7 +114,7 @@ class Suite(Daemon):
                 self.process.kill()
                 self.process.wait()
         log = self.log() if os.path.exists(self.log_path) else ""
-        problems += proc.clean_up(self.dir)
+        problems += proc.clean_up(self.dir, self.keep)
         if problems:
             raise AssertionError("left behind:\n  %s\nend of the log:\n%s" %
                                  ("\n  ".join(problems), log[-3000:]))
@@ -162,4 +163,4 @@ class Containerd(Daemon):
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        proc.clean_up(self.dir)
+        proc.clean_up(self.dir, self.keep)
