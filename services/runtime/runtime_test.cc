@@ -187,6 +187,36 @@ TEST_P(RuntimeTest, TasksSurviveTheServicesDeath) {
   }
 }
 
+TEST_P(RuntimeTest, ExitToldWhileItsShimIsFoundAgainIsToldOnce) {
+  suite_.Run("early", "exec sleep 1000");
+  ASSERT_TRUE(
+      Eventually([&] { return suite_.metadata.Topics("early").size() >= 2; }));
+  const std::vector<pid_t> shims = suite_.Shims("early");
+  ASSERT_EQ(shims.size(), 1u);
+  suite_.EndService(SIGKILL);
+  // One that does not answer is being found again for some seconds.
+  ::kill(shims[0], SIGSTOP);
+  ::kill(static_cast<pid_t>(suite_.init_pid), SIGKILL);
+  suite_.StartService();
+  ASSERT_TRUE(suite_.ForwardExit("early", suite_.init_pid, 137).ok());
+  const auto exits = [&] {
+    const Topics topics = suite_.metadata.Topics("early");
+    return std::count(topics.begin(), topics.end(), "/tasks/exit");
+  };
+  ASSERT_TRUE(Eventually([&] { return exits() == 1; }));
+  // What the shim says itself is the same again, also to the next service.
+  ::kill(shims[0], SIGCONT);
+  EXPECT_EQ(suite_.Wait("early"), 137);
+  suite_.EndService(SIGKILL);
+  suite_.StartService();
+  EXPECT_EQ(suite_.Delete("early"), 137);
+  EXPECT_TRUE(Eventually([&] {
+    const Topics topics = suite_.metadata.Topics("early");
+    return topics.back() == "/tasks/delete";
+  }));
+  EXPECT_EQ(exits(), 1);
+}
+
 TEST_P(RuntimeTest, DeadShimEndsItsTask) {
   suite_.Run("orphan", "exec sleep 1000");
   const pid_t init = static_cast<pid_t>(suite_.init_pid);

@@ -509,7 +509,10 @@ bool TaskManager::Observe(const containerd::types::Envelope& envelope,
       published = false;  // The shim will send it again.
       break;
     case EventStage::kSent:
-      if (is_exit && task->phase == Task::Phase::kLive) {
+      // Also while the shim is being found again: the next life of this
+      // service has nobody else to ask.
+      if (is_exit && (task->phase == Task::Phase::kLive ||
+                      task->phase == Task::Phase::kLoading)) {
         (void)options_.bundles.Write(task->ns, task->id, kExitFile,
                                      ExitToJson(exit));  // Only a memo.
       }

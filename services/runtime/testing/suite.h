@@ -32,8 +32,11 @@
 #include "lib/rpc/context.h"
 #include "lib/rpc/server.h"
 #include "lib/testing/temp_dir.h"
+#include "lib/ttrpc/client.h"
+#include "lib/ttrpc/reactor.h"
 #include "proto/containerd/events/task.pb.h"
 #include "proto/containerd/services/containers/v1/containers.grpc.pb.h"
+#include "proto/containerd/services/events/ttrpc/v1/events.pb.h"
 #include "proto/containerd/services/events/v1/events.grpc.pb.h"
 #include "proto/containerd/services/sandbox/v1/sandbox.grpc.pb.h"
 #include "proto/containerd/services/tasks/v1/tasks.grpc.pb.h"
@@ -345,6 +348,33 @@ class Suite {
     tasks_v1::GetRequest request;
     request.set_container_id(id);
     return tasks->Get(Context().get(), request, response);
+  }
+
+  // An exit event as a shim sends it.
+  absl::Status ForwardExit(const std::string& id, uint32_t pid,
+                           uint32_t exit_status) {
+    const absl::Time now = absl::Now();
+    containerd::events::TaskExit exit;
+    exit.set_container_id(id);
+    exit.set_id(id);
+    exit.set_pid(pid);
+    exit.set_exit_status(exit_status);
+    exit.mutable_exited_at()->set_seconds(absl::ToUnixSeconds(now));
+    containerd::services::events::ttrpc::v1::ForwardRequest request;
+    auto* envelope = request.mutable_envelope();
+    envelope->mutable_timestamp()->set_seconds(absl::ToUnixSeconds(now));
+    envelope->set_namespace_(kNs);
+    envelope->set_topic("/tasks/exit");
+    envelope->mutable_event()->set_type_url(exit.GetTypeName());
+    envelope->mutable_event()->set_value(exit.SerializeAsString());
+    ttrpc::Reactor reactor;
+    absl::StatusOr<os::UniqueFd> socket =
+        ttrpc::Dial(dir_.Path("s/bulkhead.sock.ttrpc"));
+    if (!socket.ok()) return socket.status();
+    return ttrpc::Client::Create(reactor, *std::move(socket), nullptr)
+        ->Call("containerd.services.events.ttrpc.v1.Events", "Forward",
+               request.SerializeAsString(), {}, kPatience)
+        .status();
   }
 
   FakeMetadata metadata;
