@@ -49,6 +49,24 @@ bool IsClosed(const absl::Status& status) {
          absl::EndsWith(MessageOf(status), kClosedText);
 }
 
+Client::Result Await(
+    const std::function<void(Client::Callback callback)>& start) {
+  struct Slot {
+    std::mutex mutex;
+    std::condition_variable ready;
+    std::optional<Client::Result> result;
+  };
+  auto slot = std::make_shared<Slot>();
+  start([slot](Client::Result result) {
+    std::lock_guard<std::mutex> lock(slot->mutex);
+    slot->result = std::move(result);
+    slot->ready.notify_one();
+  });
+  std::unique_lock<std::mutex> lock(slot->mutex);
+  slot->ready.wait(lock, [&] { return slot->result.has_value(); });
+  return std::move(*slot->result);
+}
+
 std::shared_ptr<Client> Client::Create(Reactor& reactor, os::UniqueFd socket,
                                        std::function<void()> on_close) {
   std::shared_ptr<Client> client(new Client(reactor));
@@ -144,21 +162,10 @@ Client::Result Client::Call(const std::string& service,
                             const std::string& method,
                             const std::string& payload,
                             const Metadata& metadata, absl::Duration timeout) {
-  struct Slot {
-    std::mutex mutex;
-    std::condition_variable ready;
-    std::optional<Result> result;
-  };
-  auto slot = std::make_shared<Slot>();
-  Start(service, method, payload, metadata, absl::Now() + timeout,
-        [slot](Result result) {
-          std::lock_guard<std::mutex> lock(slot->mutex);
-          slot->result = std::move(result);
-          slot->ready.notify_one();
-        });
-  std::unique_lock<std::mutex> lock(slot->mutex);
-  slot->ready.wait(lock, [&] { return slot->result.has_value(); });
-  return std::move(*slot->result);
+  return Await([&](Callback callback) {
+    Start(service, method, payload, metadata, absl::Now() + timeout,
+          std::move(callback));
+  });
 }
 
 void Client::Close() { socket_->Close(); }

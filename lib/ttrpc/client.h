@@ -85,6 +85,11 @@ class Client : public std::enable_shared_from_this<Client> {
   std::unordered_map<uint32_t, Pending> pending_;
 };
 
+// Blocks until what `start` started has called back, and returns its result.
+// Never call it on the thread that calls back.
+Client::Result Await(
+    const std::function<void(Client::Callback callback)>& start);
+
 }  // namespace bulkhead::ttrpc
 
 #endif  // BULKHEAD_LIB_TTRPC_CLIENT_H_

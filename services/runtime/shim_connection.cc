@@ -1,8 +1,5 @@
 #include "services/runtime/shim_connection.h"
 
-#include <condition_variable>
-#include <mutex>
-#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -42,21 +39,10 @@ ShimConnection::Result ShimConnection::Call(const std::string& service,
                                             const std::string& payload,
                                             const std::string& ns,
                                             absl::Duration timeout) {
-  struct Slot {
-    std::mutex mutex;
-    std::condition_variable ready;
-    std::optional<Result> result;
-  };
-  auto slot = std::make_shared<Slot>();
-  Start(service, method, payload, ns, absl::Now() + timeout,
-        [slot](Result result) {
-          std::lock_guard<std::mutex> lock(slot->mutex);
-          slot->result = std::move(result);
-          slot->ready.notify_one();
-        });
-  std::unique_lock<std::mutex> lock(slot->mutex);
-  slot->ready.wait(lock, [&] { return slot->result.has_value(); });
-  return std::move(*slot->result);
+  return ttrpc::Await([&](Callback callback) {
+    Start(service, method, payload, ns, absl::Now() + timeout,
+          std::move(callback));
+  });
 }
 
 absl::StatusOr<std::shared_ptr<ShimConnection>> DialTtrpcShim(
