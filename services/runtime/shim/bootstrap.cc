@@ -36,6 +36,7 @@ using ttrpc::WireReader;
 using ttrpc::WireWriter;
 
 constexpr size_t kInputSizeBytesMax = 1 << 20;
+constexpr size_t kInputPieceSizeBytes = 8 << 10;
 constexpr size_t kSocketPathSizeBytesMax = 106;
 constexpr char kDefaultSocketDir[] = "/run/containerd/s";
 constexpr char kVersion[] = "0.1.0";
@@ -50,10 +51,15 @@ absl::Status Print(const std::string& bytes) {
 std::string ReadInput() {
   std::string bytes;
   if (::isatty(STDIN_FILENO) != 0) return bytes;
-  bytes.resize(kInputSizeBytesMax);
-  absl::StatusOr<size_t> size =
-      os::ReadFull(STDIN_FILENO, bytes.data(), bytes.size());
-  bytes.resize(size.ok() ? *size : 0);
+  // Piecemeal: touching the most there may be takes a millisecond.
+  char piece[kInputPieceSizeBytes];
+  while (bytes.size() < kInputSizeBytesMax) {
+    const absl::StatusOr<size_t> size =
+        os::ReadFull(STDIN_FILENO, piece, sizeof(piece));
+    if (!size.ok()) return "";
+    bytes.append(piece, *size);
+    if (*size < sizeof(piece)) break;
+  }
   return bytes;
 }
 
