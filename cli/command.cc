@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "cli/client.h"
@@ -47,6 +48,12 @@ std::map<const CLI::App*, Meta>& Metas() {
 const CLI::App*& Chosen() {
   static const CLI::App* chosen = nullptr;
   return chosen;
+}
+
+// The command line's.
+std::set<std::string>& Words() {
+  static auto* words = new std::set<std::string>;
+  return *words;
 }
 
 std::string EnvOr(const char* name, const std::string& otherwise) {
@@ -166,32 +173,37 @@ Client& Session::client() {
   return *client_;
 }
 
-Command::Command(CLI::App* app, Session* session)
-    : app_(app), session_(session) {}
+Command::Command(CLI::App* app, Session* session, bool named)
+    : app_(app), session_(session), named_(named) {}
 
 Command& Command::Flag(const std::string& names, bool* value,
                        const std::string& help) {
+  if (!named_) return *this;
   app_->add_flag(names, *value, help);
   return *this;
 }
 Command& Command::Option(const std::string& names, std::string* value,
                          const std::string& help, const std::string& type) {
+  if (!named_) return *this;
   app_->add_option(names, *value, help)->type_name(type);
   return *this;
 }
 Command& Command::Option(const std::string& names, int64_t* value,
                          const std::string& help, const std::string& type) {
+  if (!named_) return *this;
   app_->add_option(names, *value, help)->type_name(type);
   return *this;
 }
 Command& Command::Option(const std::string& names, double* value,
                          const std::string& help, const std::string& type) {
+  if (!named_) return *this;
   app_->add_option(names, *value, help)->type_name(type);
   return *this;
 }
 Command& Command::Option(const std::string& names,
                          std::vector<std::string>* values,
                          const std::string& help, const std::string& type) {
+  if (!named_) return *this;
   app_->add_option(names, *values, help)
       ->type_name(type)
       ->allow_extra_args(false);
@@ -200,6 +212,7 @@ Command& Command::Option(const std::string& names,
 Command& Command::OptionalOption(const std::string& names, std::string* value,
                                  bool* given, const std::string& help,
                                  const std::string& type) {
+  if (!named_) return *this;
   app_->add_option_function<std::string>(
           names,
           [value, given](const std::string& text) {
@@ -212,17 +225,20 @@ Command& Command::OptionalOption(const std::string& names, std::string* value,
 }
 Command& Command::Argument(const std::string& name, std::string* value,
                            const std::string& help, bool required) {
+  if (!named_) return *this;
   app_->add_option(name, *value, help)->required(required);
   return *this;
 }
 Command& Command::Arguments(const std::string& name,
                             std::vector<std::string>* values,
                             const std::string& help, bool required) {
+  if (!named_) return *this;
   app_->add_option(name, *values, help)->required(required);
   return *this;
 }
 Command& Command::Rest(const std::string& usage,
                        std::vector<std::string>* values, size_t values_min) {
+  if (!named_) return *this;
   app_->prefix_command(true);
   Meta& meta = Metas()[app_];
   meta.rest = values;
@@ -231,27 +247,34 @@ Command& Command::Rest(const std::string& usage,
   return *this;
 }
 Command& Command::Examples(const std::string& text) {
+  if (!named_) return *this;
   app_->footer("\nExamples:\n" + text);
   return *this;
 }
 Command& Command::Complete(Completes what) {
+  if (!named_) return *this;
   Metas()[app_].completes = what;
   return *this;
 }
 Command& Command::Hide() {
-  app_->group("");
+  if (app_ != nullptr) app_->group("");
   return *this;
 }
 
 Command Command::Sub(const std::string& name, const std::string& summary) {
+  if (!named_) return Command(nullptr, session_, false);
   CLI::App* sub = app_->add_subcommand(name, summary);
-  sub->footer("");
-  sub->prefix_command(false);
-  sub->set_help_flag("-h,--help", "Show help")->group("Global options");
-  return Command(sub, session_);
+  const bool named = Words().count(name) != 0;
+  if (named) {
+    sub->footer("");
+    sub->prefix_command(false);
+    sub->set_help_flag("-h,--help", "Show help")->group("Global options");
+  }
+  return Command(sub, session_, named);
 }
 
 Command& Command::Does(std::function<int(Session&)> action) {
+  if (!named_) return *this;
   Metas()[app_].action = std::move(action);
   AddGlobals(app_, session_);  // Last in the help.
   app_->callback([app = app_] { Chosen() = app; });
@@ -267,7 +290,8 @@ int RunCommandLine(int argc, char** argv,
   app.formatter(std::make_shared<HelpFormatter>());
   app.require_subcommand(1);
   AddGlobals(&app, &session);
-  Command root(&app, &session);
+  Words().insert(argv, argv + argc);
+  Command root(&app, &session, true);
   declare(root);
 
   auto shell = std::make_shared<std::string>();

@@ -48,7 +48,10 @@ enum class Completes { kNothing, kContainers, kImages, kNamespaces };
 // parse; declare them in a struct held by the action (std::make_shared).
 class Command {
  public:
-  Command(CLI::App* app, Session* session);
+  // A command that the command line does not name is `named` false: it is
+  // listed in the help, and what is declared of it is not built at all. Most of
+  // a client's start went into that.
+  Command(CLI::App* app, Session* session, bool named);
 
   // `names` as "-a,--all".
   Command& Flag(const std::string& names, bool* value, const std::string& help);
@@ -83,6 +86,7 @@ class Command {
  private:
   CLI::App* app_;
   Session* session_;
+  bool named_;
 };
 
 // Names of the given kind, for completion; never fails loudly.
