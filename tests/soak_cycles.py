@@ -68,6 +68,18 @@ def programs(sanitizer, built):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def check_program(pid, sanitizer):
+    """That what runs is what was built, and would tell us."""
+    if sanitizer is None:
+        return
+    with open("/proc/%d/environ" % pid) as f:
+        told = "%s_OPTIONS=%s" % (sanitizer.upper(), OPTIONS[sanitizer]) in f.read()
+    with open("/proc/%d/maps" % pid) as f:
+        loaded = "lib%s.so" % sanitizer in f.read()
+    if not told or not loaded:
+        raise SystemExit("bulkhead-runtime does not run with %s" % sanitizer)
+
+
 def run(count, sanitizer=None, built=None):
     """Through a suite with a shim for each container, and within one shim.
     Complains about what is left, and about memory that grows."""
@@ -77,6 +89,7 @@ def run(count, sanitizer=None, built=None):
     with programs(sanitizer, built):
         began = time.monotonic()
         with suite.Suite() as s:
+            check_program(s.service_pid("runtime"), sanitizer)
             test_many.image = common.image_registry().host + "/busybox:latest"
             s.ctr("images", "pull", "--plain-http", test_many.image, check=True)
             test_many.stress(s, count, print, **growth)
