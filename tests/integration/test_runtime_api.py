@@ -1,12 +1,20 @@
 """What only other clients than ctr and ours ask of the runtime side."""
 
+import concurrent.futures
+import json
+import os
+import signal
 import unittest
 
-from tests.harness import grpcurl, suite
+from tests.harness import grpcurl, proc, shim, suite
 from tests.harness.grpcurl import field, parse
 
 INTROSPECTION = "containerd.services.introspection.v1.Introspection"
 CONTROLLER = "containerd.services.sandbox.v1.Controller"
+STORE = "containerd.services.sandbox.v1.Store"
+CONTAINERS = "containerd.services.containers.v1.Containers"
+TASKS = "containerd.services.tasks.v1.Tasks"
+OURS = "io.containerd.bulkhead.v1"
 
 
 def setUpModule():
@@ -66,6 +74,107 @@ class Sandboxes(unittest.TestCase):
         with self.assertRaises(grpcurl.RpcError) as raised:
             call(CONTROLLER, "Create", field(1, "nobody"))
         self.assertEqual(3, raised.exception.code)
+
+    def record(self, name, runtime):
+        call(STORE, "Create", field(1, field(1, name) + field(2, field(1, runtime)) +
+                                    field(10, "shim")))
+        self.addCleanup(call, STORE, "Delete", field(1, name))
+
+    def controller(self, method, name, more=b""):
+        return call(CONTROLLER, method, field(1, name) + more + field(10, "shim"))
+
+    def shims(self, name):
+        return [pid for pid, line in proc.pids_naming(s.dir) if "-id %s " % name in line + " "]
+
+    def start_pod(self, name):
+        """A pod with a pid namespace for each container; its number."""
+        self.record(name, OURS)
+        pod = field(2, "podhost") + field(8, field(2, field(1, field(2, 1))))
+        self.controller("Create", name, field(3, field(1, "runtime.v1.PodSandboxConfig") +
+                                              field(2, pod)))
+        return self.controller("Start", name)[2][0]
+
+    def start_member(self, pod, pod_pid, name, *args):
+        namespaces = [{"type": "mount"}, {"type": "pid"}] + [
+            {"type": kind, "path": "/proc/%d/ns/%s" % (pod_pid, ns)}
+            for kind, ns in (("network", "net"), ("ipc", "ipc"), ("uts", "uts"))]
+        rootfs = shim.rootfs(s.dir + "/rootfs-" + name)
+        spec = {"ociVersion": "1.0.2", "root": {"path": rootfs},
+                "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": list(args),
+                            "env": ["PATH=/bin"]},
+                "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+                "linux": {"cgroupsPath": "/bh-%d/%s" % (os.getpid(), name),
+                          "namespaces": namespaces}}
+        any_spec = field(1, "types.containerd.io/opencontainers/runtime-spec/1/Spec") + field(
+            2, json.dumps(spec))
+        call(CONTAINERS, "Create", field(1, field(1, name) + field(4, field(1, OURS)) +
+                                         field(5, any_spec) + field(11, pod)))
+        self.addCleanup(call, CONTAINERS, "Delete", field(1, name))
+        call(TASKS, "Create", field(1, name) + field(5, "file://%s/%s.log" % (s.dir, name)))
+        return call(TASKS, "Start", field(1, name))[1][0]
+
+    def test_pod_in_our_shim(self):
+        """Controller, Store, Tasks and our shim's two services together."""
+        pod_pid = self.start_pod("pod1")
+        status = self.controller("Status", "pod1")
+        self.assertEqual((pod_pid, b"SANDBOX_READY"), (status[2][0], status[3][0]))
+        platform = parse(self.controller("Platform", "pod1")[1][0])
+        self.assertEqual(b"linux", platform[1][0])
+        pid = self.start_member("pod1", pod_pid, "member1", "sh", "-c",
+                                "hostname; while :; do sleep 0.05; done")
+        # One shim has both, and they share what a pod shares.
+        [shim_pid] = self.shims("pod1")
+        self.assertEqual([], self.shims("member1"))
+        for kind in ("net", "ipc", "uts"):
+            self.assertEqual(os.readlink("/proc/%d/ns/%s" % (pod_pid, kind)),
+                             os.readlink("/proc/%d/ns/%s" % (pid, kind)))
+        log = os.path.join(s.dir, "member1.log")
+        proc.wait_for(lambda: open(log).read() == "podhost\n", "its output")
+        # Both are found again.
+        s.kill_service("runtime")
+        status = self.controller("Status", "pod1")
+        self.assertEqual((pod_pid, b"SANDBOX_READY"), (status[2][0], status[3][0]))
+        process = parse(call(TASKS, "Get", field(1, "member1"))[1][0])
+        self.assertEqual((pid, 2), (process[3][0], process[4][0]))
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            pod_end = pool.submit(self.controller, "Wait", "pod1")
+            member_end = pool.submit(call, TASKS, "Wait", field(1, "member1"))
+            self.controller("Stop", "pod1", field(2, 5))
+            self.assertEqual(137, pod_end.result()[1][0])
+            self.assertEqual(137, member_end.result()[1][0])
+        self.assertEqual(b"SANDBOX_NOTREADY", self.controller("Status", "pod1")[3][0])
+        self.assertEqual(137, call(TASKS, "Delete", field(1, "member1"))[3][0])
+        self.controller("Shutdown", "pod1")
+        proc.wait_for(lambda: not os.path.exists("/proc/%d" % shim_pid), "the shim's end")
+        self.assertFalse(os.path.exists("/proc/%d" % pod_pid))
+        bundles = os.path.join(s.state, "io.containerd.sandbox.controller.v1.shim", "default")
+        self.assertEqual([], os.listdir(bundles))
+
+    def test_pod_whose_shim_is_killed(self):
+        pod_pid = self.start_pod("pod2")
+        pid = self.start_member("pod2", pod_pid, "member2", "sleep", "1000")
+        [shim_pid] = self.shims("pod2")
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            pod_end = pool.submit(self.controller, "Wait", "pod2")
+            member_end = pool.submit(call, TASKS, "Wait", field(1, "member2"))
+            proc.wait_for(lambda: self.controller("Status", "pod2")[3][0] == b"SANDBOX_READY",
+                          "both to be asked")
+            os.kill(shim_pid, signal.SIGKILL)
+            self.assertEqual(255, pod_end.result()[1][0])
+            self.assertEqual(137, member_end.result()[1][0])
+        for one in (pod_pid, pid):
+            proc.wait_for(lambda one=one: not os.path.exists("/proc/%d" % one), "its end")
+        self.controller("Shutdown", "pod2")
+
+    def test_shim_without_the_service(self):
+        """Debian's shim of 1.6 has no sandboxes: refused, and nothing is left."""
+        self.record("pod3", "io.containerd.runc.v2")
+        with self.assertRaises(grpcurl.RpcError) as raised:
+            self.controller("Create", "pod3")
+        self.assertEqual(12, raised.exception.code, raised.exception)
+        proc.wait_for(lambda: not self.shims("pod3"), "its shim's end")
+        bundles = os.path.join(s.state, "io.containerd.sandbox.controller.v1.shim", "default")
+        self.assertNotIn("pod3", os.listdir(bundles))
 
 
 if __name__ == "__main__":
