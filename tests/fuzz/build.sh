@@ -8,7 +8,8 @@ shift
 mkdir -p "$out"
 [ $# -gt 0 ] || set -- filters digest reference documents challenge hosts tar inflate \
   dataplane identifier masks labels signature envelope credentials policy
-absl=$(sed -n '/name = "absl"/,/^)/s/.*"\(-l:libabsl[^"]*\)".*/\1/p' bazel/system/BUILD)
+absl=$(sed -n '/^ABSL = /,/^\]/s/.*"\([^"]*\)".*/-l:libabsl_\1.a/p' bazel/system/BUILD)
+[ -n "$absl" ] || { echo "no list of Abseil's libraries in bazel/system/BUILD" >&2; exit 1; }
 base="lib/os/fd.cc"
 for name in "$@"; do
   libs="$absl -lpthread"
