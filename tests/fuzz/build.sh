@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 out=$1
 shift
 mkdir -p "$out"
-[ $# -gt 0 ] || set -- filters digest reference documents challenge hosts tar inflate \
+[ $# -gt 0 ] || set -- filters digest reference documents challenge hosts tar erofs inflate \
   dataplane identifier masks labels signature envelope credentials policy
 absl=$(sed -n '/^ABSL = /,/^\]/s/.*"\([^"]*\)".*/-l:libabsl_\1.a/p' bazel/system/BUILD)
 [ -n "$absl" ] || { echo "no list of Abseil's libraries in bazel/system/BUILD" >&2; exit 1; }
@@ -23,6 +23,9 @@ for name in "$@"; do
     # properly ([%ost."x"]); with NDEBUG it only refuses.
     hosts) src="-DNDEBUG services/distribution/hosts.cc lib/log/log.cc $base" ;;
     tar) src="lib/tar/reader.cc" ;;
+    erofs) src="services/snapshotter/erofs_layer.cc services/snapshotter/erofs_writer.cc
+        services/snapshotter/layer_entries.cc services/snapshotter/tree_root.cc
+        lib/tar/reader.cc lib/log/log.cc $base" ;;
     inflate) src="services/snapshotter/inflate.cc" libs="-lisal -lzstd $libs" ;;
     dataplane) src="lib/dataplane/dataplane.cc lib/os/socket.cc $base" ;;
     masks|labels) src="services/metadata/util.cc services/metadata/references.cc"
