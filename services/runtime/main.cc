@@ -72,7 +72,7 @@ absl::Status Serve(service::Context& context) {
   SandboxManager sandboxes(
       {Bundles(absl::StrCat(config.state, "/", kSandboxFolder),
                absl::StrCat(config.RootDir("runtime"), "/", kSandboxFolder)),
-       dialer},
+       dialer, &reactor},
       shims, events, [&metadata](const std::string& ns, const std::string& id) {
         return metadata.GetSandbox(ns, id);
       });

@@ -16,6 +16,7 @@
 #include "proto/containerd/task/v2/task.pb.h"
 #include "services/runtime/process.h"
 #include "services/runtime/publish.h"
+#include "services/runtime/shim_log.h"
 
 namespace bulkhead::runtime {
 namespace {
@@ -60,7 +61,8 @@ struct SandboxManager::Sandbox {
   Phase phase;
   Bootstrap bootstrap;
   std::shared_ptr<ShimConnection> connection;
-  os::UniqueFd shim;  // pidfd; empty if unknown.
+  os::UniqueFd shim;                  // pidfd; empty if unknown.
+  std::shared_ptr<os::UniqueFd> log;  // Shared with the reactor's hook.
   std::optional<SandboxExit> exit;
   WaitId next_wait = 1;
   std::map<WaitId, ExitCallback> waits;
@@ -163,6 +165,11 @@ absl::Status SandboxManager::Attach(const SandboxPtr& sandbox) {
     sandbox->shim = OpenProcess(static_cast<pid_t>(answer.shim_pid()));
     connection->Identify(static_cast<pid_t>(answer.shim_pid()));
   }
+  // A new one that does not even answer this will not make a sandbox either.
+  if (absl::IsDeadlineExceeded(reply.status()) &&
+      sandbox->phase == Sandbox::Phase::kCreating) {
+    return reply.status();
+  }
   return ttrpc::IsClosed(reply.status()) ? reply.status() : absl::OkStatus();
 }
 
@@ -183,6 +190,8 @@ absl::Status SandboxManager::Recover() {
 
 void SandboxManager::Load(const SandboxPtr& sandbox) {
   const Bundles& bundles = options_.bundles;
+  sandbox->log =
+      CopyShimLog(*options_.reactor, sandbox->bundle, sandbox->ns, sandbox->id);
   sandbox->shim_binary =
       bundles.Read(sandbox->ns, sandbox->id, kShimBinaryFile).value_or("");
   absl::StatusOr<std::string> json =
@@ -271,6 +280,8 @@ absl::Status SandboxManager::CreateIn(const SandboxPtr& sandbox,
   RETURN_IF_ERROR(bundles.Create(sandbox->ns, sandbox->id, record.spec.value));
   RETURN_IF_ERROR(bundles.Write(sandbox->ns, sandbox->id, kShimBinaryFile,
                                 sandbox->shim_binary));
+  sandbox->log =
+      CopyShimLog(*options_.reactor, sandbox->bundle, sandbox->ns, sandbox->id);
   ASSIGN_OR_RETURN(sandbox->bootstrap,
                    shims_.Start({sandbox->shim_binary, sandbox->ns, sandbox->id,
                                  sandbox->bundle},
@@ -367,12 +378,14 @@ void SandboxManager::OnDisconnect(const SandboxPtr& sandbox) {
 
 void SandboxManager::Bury(const SandboxPtr& sandbox) {
   std::shared_ptr<ShimConnection> connection;
+  std::shared_ptr<os::UniqueFd> log;
   std::map<WaitId, ExitCallback> waits;
   std::optional<SandboxExit> exit;
   {
     std::lock_guard<std::mutex> lock(sandbox->mutex);
     sandbox->phase = Sandbox::Phase::kGone;
     connection = std::move(sandbox->connection);
+    log = std::move(sandbox->log);
     waits.swap(sandbox->waits);
     exit = sandbox->exit;
     sandbox->changed.notify_all();
@@ -392,6 +405,7 @@ void SandboxManager::Bury(const SandboxPtr& sandbox) {
                                        {"error", MessageOf(deleted.status())}});
     }
   }
+  if (log != nullptr) options_.reactor->Forget(log->get());
   const absl::Status removed =
       options_.bundles.Remove(sandbox->ns, sandbox->id);
   if (!removed.ok()) {

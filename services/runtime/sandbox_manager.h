@@ -62,6 +62,7 @@ class SandboxManager {
   struct Options {
     Bundles bundles;
     ShimDialer dialer;
+    ttrpc::Reactor* reactor;  // Of the shims' logs; must outlive the manager.
   };
   using ExitCallback = std::function<void(absl::StatusOr<SandboxExit>)>;
   // Of a pending Wait(); 0 is none.

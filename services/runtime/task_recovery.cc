@@ -15,6 +15,7 @@
 #include "services/runtime/cgroup_end.h"
 #include "services/runtime/process.h"
 #include "services/runtime/publish.h"
+#include "services/runtime/shim_log.h"
 #include "services/runtime/task.h"
 #include "services/runtime/task_manager.h"
 
@@ -25,7 +26,6 @@ namespace events_v1 = ::containerd::events;
 using Json = nlohmann::json;
 
 constexpr uint32_t kUnknownExitStatus = 255;
-constexpr size_t kLogLineBytesMax = 4096;
 // How long a process takes at most to go once it got SIGKILL.
 constexpr absl::Duration kKillMax = absl::Seconds(2);
 // How long a shim that lost its connection may take to exit.
@@ -148,25 +148,7 @@ absl::Status TaskManager::Attach(const TaskPtr& task) {
 }
 
 void TaskManager::OpenLog(const TaskPtr& task) {
-  absl::StatusOr<os::UniqueFd> fd =
-      os::Open(absl::StrCat(task->bundle, "/", kLogFifo),
-               O_RDWR | O_NONBLOCK | O_NOFOLLOW);
-  if (!fd.ok()) return;  // A bundle of some other make: no log to copy.
-  auto log = std::make_shared<os::UniqueFd>(std::move(*fd));
-  task->log = log;
-  auto line = std::make_shared<std::string>();
-  reactor_.Watch(
-      log->get(), EPOLLIN, [log, line, ns = task->ns, id = task->id](uint32_t) {
-        char buffer[4096];
-        const ssize_t n = ::read(log->get(), buffer, sizeof(buffer));
-        for (ssize_t i = 0; i < n; ++i) {
-          if (buffer[i] != '\n') line->push_back(buffer[i]);
-          if (buffer[i] == '\n' || line->size() >= kLogLineBytesMax) {
-            log::Info("shim", {{"ns", ns}, {"id", id}, {"line", *line}});
-            line->clear();
-          }
-        }
-      });
+  task->log = CopyShimLog(reactor_, task->bundle, task->ns, task->id);
 }
 
 absl::Status TaskManager::LoadShim(const TaskPtr& task) {

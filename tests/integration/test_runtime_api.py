@@ -76,8 +76,10 @@ class Sandboxes(unittest.TestCase):
         self.assertEqual(3, raised.exception.code)
 
     def record(self, name, runtime):
+        spec = field(1, "types.containerd.io/opencontainers/runtime-spec/1/Spec") + field(
+            2, json.dumps({"ociVersion": "1.0.2"}))
         call(STORE, "Create", field(1, field(1, name) + field(2, field(1, runtime)) +
-                                    field(10, "shim")))
+                                    field(3, spec) + field(10, "shim")))
         self.addCleanup(call, STORE, "Delete", field(1, name))
 
     def controller(self, method, name, more=b""):
