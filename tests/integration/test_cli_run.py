@@ -40,6 +40,10 @@ class Terminal:
     def __init__(self, *args, size=(24, 80)):
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            # As a shell on a terminal does it; what runs us in the background
+            # may have them ignored.
+            for number in (signal.SIGINT, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_DFL)
             os.execve(command()[0], command(*args), environment())
         termios.tcsetwinsize(self.fd, size)
         self.out = b""
@@ -76,9 +80,11 @@ class Terminal:
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         while pid == 0:
             if time.monotonic() > end:
+                with open("/proc/%d/status" % self.pid) as f:
+                    signals = [line for line in f.read().split("\n") if line[:3] == "Sig"]
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
-                raise AssertionError("it does not end: %r" % self.out)
+                raise AssertionError("it does not end: %r %r" % (self.out, signals))
             time.sleep(0.02)
             pid, status = os.waitpid(self.pid, os.WNOHANG)
         os.close(self.fd)
