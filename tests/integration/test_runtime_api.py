@@ -168,6 +168,16 @@ class Sandboxes(unittest.TestCase):
             proc.wait_for(lambda one=one: not os.path.exists("/proc/%d" % one), "its end")
         self.controller("Shutdown", "pod2")
 
+    def test_shim_without_the_service(self):
+        """Debian's shim of 1.6 has no sandboxes: refused, and nothing is left."""
+        self.record("pod3", "io.containerd.runc.v2")
+        with self.assertRaises(grpcurl.RpcError) as raised:
+            self.controller("Create", "pod3")
+        self.assertEqual(12, raised.exception.code, raised.exception)
+        proc.wait_for(lambda: not self.shims("pod3"), "its shim's end")
+        bundles = os.path.join(s.state, "io.containerd.sandbox.controller.v1.shim", "default")
+        self.assertNotIn("pod3", os.listdir(bundles))
+
 
 if __name__ == "__main__":
     unittest.main()
