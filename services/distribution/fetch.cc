@@ -256,6 +256,7 @@ absl::Status BlobFetch::RunOnce(bool* again) {
       (void)ingest_->Abort();  // Nothing worth resuming; it expires anyway.
     } else {
       (void)ingest_->Advance(offset);  // So that the rest can be resumed.
+      if (offset >= kAdvanceBytes) context_.stop->resumable = true;
     }
     // The store went away: its ingest is still there after its restart.
     *again = absl::IsUnavailable(fetched) &&

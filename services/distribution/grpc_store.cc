@@ -1,7 +1,6 @@
 #include "services/distribution/grpc_store.h"
 
 #include <algorithm>
-#include <random>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -13,7 +12,6 @@
 #include "proto/containerd/services/content/v1/content.grpc.pb.h"
 #include "proto/containerd/services/diff/v1/diff.grpc.pb.h"
 #include "proto/containerd/services/images/v1/images.grpc.pb.h"
-#include "proto/containerd/services/leases/v1/leases.grpc.pb.h"
 #include "proto/containerd/services/snapshots/v1/snapshots.grpc.pb.h"
 
 namespace bulkhead::distribution {
@@ -22,15 +20,12 @@ namespace {
 namespace content = containerd::services::content::v1;
 namespace diff = containerd::services::diff::v1;
 namespace images = containerd::services::images::v1;
-namespace leases = containerd::services::leases::v1;
 namespace snapshots = containerd::services::snapshots::v1;
 
 // A service that is being restarted is back within this.
 constexpr absl::Duration kRetryFor = absl::Seconds(15);
 constexpr absl::Duration kCallTimeout = absl::Minutes(2);
 constexpr absl::Duration kApplyTimeout = absl::Hours(2);
-constexpr absl::Duration kLeaseLife = absl::Hours(24);
-constexpr char kExpireLabel[] = "containerd.io/gc.expire";
 
 void ToProto(const oci::Descriptor& from, containerd::types::Descriptor* out) {
   out->set_media_type(from.media_type);
@@ -328,43 +323,6 @@ Peers Peers::For(const config::Config& config) {
 std::unique_ptr<Store> OpenStore(const Peers& peers,
                                  const rpc::CallContext& call) {
   return std::make_unique<GrpcStore>(peers, call);
-}
-
-absl::StatusOr<std::string> CreateLease(const Peers& peers,
-                                        const std::string& ns) {
-  std::random_device random;
-  leases::CreateRequest request;
-  request.set_id(absl::StrCat(absl::ToUnixNanos(absl::Now()), "-",
-                              absl::Hex(random(), absl::kZeroPad8)));
-  (*request.mutable_labels())[kExpireLabel] = absl::FormatTime(
-      absl::RFC3339_sec, absl::Now() + kLeaseLife, absl::UTCTimeZone());
-  leases::CreateResponse response;
-  const auto stub = leases::Leases::NewStub(peers.metadata);
-  absl::Status status = rpc::RetryUnavailable(kRetryFor, [&]() {
-    const auto context = rpc::MakeClientContext({ns, ""}, kCallTimeout);
-    return rpc::FromGrpc(stub->Create(context.get(), request, &response));
-  });
-  // A retry may find what the lost reply's call has made.
-  if (!status.ok() && !absl::IsAlreadyExists(status)) {
-    return Annotate(status, "creating a lease");
-  }
-  return request.id();
-}
-
-void DeleteLease(const Peers& peers, const std::string& ns,
-                 const std::string& lease) {
-  leases::DeleteRequest request;
-  request.set_id(lease);
-  google::protobuf::Empty response;
-  const auto stub = leases::Leases::NewStub(peers.metadata);
-  const absl::Status status = rpc::RetryUnavailable(kRetryFor, [&]() {
-    const auto context = rpc::MakeClientContext({ns, ""}, kCallTimeout);
-    return rpc::FromGrpc(stub->Delete(context.get(), request, &response));
-  });
-  if (!status.ok() && !absl::IsNotFound(status)) {
-    log::Warn("lease not deleted; it expires by itself",
-              {{"lease", lease}, {"error", MessageOf(status)}});
-  }
 }
 
 }  // namespace bulkhead::distribution

@@ -26,12 +26,6 @@ struct Peers {
 std::unique_ptr<Store> OpenStore(const Peers& peers,
                                  const rpc::CallContext& call);
 
-// A lease with the usual 24 h expiry, and its end. Deleting is best effort.
-absl::StatusOr<std::string> CreateLease(const Peers& peers,
-                                        const std::string& ns);
-void DeleteLease(const Peers& peers, const std::string& ns,
-                 const std::string& lease);
-
 }  // namespace bulkhead::distribution
 
 #endif  // BULKHEAD_SERVICES_DISTRIBUTION_GRPC_STORE_H_

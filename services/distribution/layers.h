@@ -23,6 +23,8 @@ namespace bulkhead::distribution {
 struct StopFlag {
   std::function<bool()> client_gone;
   std::atomic<bool> failed{false};
+  // A blob was cut off that another transfer can go on with.
+  std::atomic<bool> resumable{false};
   bool Stopped() const { return failed || (client_gone && client_gone()); }
 };
 

@@ -22,6 +22,7 @@
 #include "services/distribution/pull.h"
 #include "services/distribution/push.h"
 #include "services/distribution/registry_signatures.h"
+#include "services/distribution/transfer_lease.h"
 
 namespace bulkhead::distribution {
 namespace {
@@ -164,30 +165,6 @@ class Watchdog {
   std::condition_variable changed_;
   bool done_ = false;
   std::thread thread_;
-};
-
-// A lease for as long as a transfer runs, unless the caller has one.
-class LeaseHolder {
- public:
-  static absl::StatusOr<std::unique_ptr<LeaseHolder>> Take(
-      const Peers& peers, const std::string& ns, const std::string& callers) {
-    auto holder = std::make_unique<LeaseHolder>();
-    holder->lease = callers;
-    if (callers.empty()) {
-      ASSIGN_OR_RETURN(holder->lease, CreateLease(peers, ns));
-      holder->drop_ = [&peers, ns, id = holder->lease] {
-        DeleteLease(peers, ns, id);
-      };
-    }
-    return holder;
-  }
-  ~LeaseHolder() {
-    if (drop_) drop_();
-  }
-  std::string lease;
-
- private:
-  std::function<void()> drop_;
 };
 
 ImageDestination DestinationOf(const transfer::ImageStore& destination,
@@ -455,10 +432,11 @@ absl::Status TransferService::PullImage(Call& call) {
   ImageDestination image = DestinationOf(destination, config);
   if (image.name.empty()) image.name = source.reference();
   // Everything fetched belongs to a lease until the image record names it.
-  ASSIGN_OR_RETURN(const auto lease,
-                   LeaseHolder::Take(peers_, call.ns, call.lease));
-  const auto store = OpenStore(peers_, {call.ns, lease->lease});
   const oci::Reference reference = options.reference;
+  ASSIGN_OR_RETURN(
+      const auto lease,
+      TransferLease::Take(peers_, call.ns, call.lease, reference.str()));
+  const auto store = OpenStore(peers_, {call.ns, lease->id()});
   FetchContext fetch;
   fetch.source_labels = {
       {kSourceLabel + HostWithoutPort(reference.host), reference.repository}};
@@ -478,7 +456,13 @@ absl::Status TransferService::PullImage(Call& call) {
   fetch.progress = call.progress.get();
   fetch.stop = &call.stop;
   fetch.ns = call.ns;
-  return Pull(fetch, reference, image, LimitsOf(config));
+  const absl::Status status = Pull(fetch, reference, image, LimitsOf(config));
+  if (status.ok()) {
+    lease->DropKept();
+  } else if (call.stop.resumable) {
+    lease->Keep();
+  }
+  return status;
 }
 
 absl::Status TransferService::PushImage(Call& call) {
@@ -527,8 +511,8 @@ absl::Status TransferService::ImportImages(Call& call) {
   call.streams.push_back(stream);
   const config::Config config = CurrentConfig();
   ASSIGN_OR_RETURN(const auto lease,
-                   LeaseHolder::Take(peers_, call.ns, call.lease));
-  const auto store = OpenStore(peers_, {call.ns, lease->lease});
+                   TransferLease::Take(peers_, call.ns, call.lease, ""));
+  const auto store = OpenStore(peers_, {call.ns, lease->id()});
   FetchContext fetch;
   fetch.store = store.get();
   fetch.progress = call.progress.get();

@@ -141,6 +141,37 @@ class Killed(Base):
         self.check("content")
 
 
+    def test_a_failed_pull_is_gone_on_with_after_a_collection(self):
+        """Its half layer is not garbage; a pull that succeeds leaves no lease."""
+        size = 64 * MIB
+        layout = self.layout()
+        layout.image("1", [random_layer(size)], compression="none")
+        with fileregistry.FileRegistry(rate=100 * MIB).load(layout, "big") as reg:
+            layer = layer_of(reg, "big")
+
+            def gone(handler):
+                if "/blobs/" not in handler.path:
+                    return False
+                handler.reply(404, b"{}")
+                return True
+
+            def on_sent(digest, offset):
+                if digest == layer and reg.sent[layer] > size // 2:
+                    reg.rule = gone
+                    raise OSError("on order")
+
+            reg.on_sent = on_sent
+            image = reg.host + "/big:1"
+            self.assertNotEqual(0, self.pull(image, check=False).code)
+            self.assertEqual(1, len(s.ctr("leases", "ls", "-q").out.split()))
+            s.ctr("leases", "create", "--id", "now", check=True)
+            s.ctr("leases", "delete", "--sync", "now", check=True)  # Collects.
+            reg.rule = reg.on_sent = None
+            self.pull(image)
+            self.assertLess(reg.sent[layer], size + 24 * MIB)
+            self.assertEqual([], s.ctr("leases", "ls", "-q").out.split())
+
+
 class Clients(Base):
     def test_twenty_at_once_fetch_each_blob_once(self):
         layout = self.layout()
