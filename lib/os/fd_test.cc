@@ -85,6 +85,35 @@ TEST_F(FdTest, SocketsArePrivateAndReplacedWhenStale) {
       absl::IsFailedPrecondition(ListenUnix(Path("file"), {}).status()));
 }
 
+// A service killed with SIGKILL may be served for a moment by a child on its
+// way to exec.
+TEST_F(FdTest, ListenUnixWaitsForAServerThatIsLeaving) {
+  const std::string path = Path("s");
+  UniqueFd leaving = ListenUnix(path, {}).value();
+  std::atomic<bool> asked{false};
+  std::thread other([&] {
+    // Gone once the new one has met it: a connection is waiting.
+    while (!Accept(leaving.get()).ok()) {
+    }
+    asked = true;
+    leaving.Reset();
+  });
+  const auto listener = ListenUnix(path, {});
+  other.join();
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  EXPECT_TRUE(asked);
+  EXPECT_TRUE(ConnectUnix(path).ok());
+}
+
+TEST_F(FdTest, ListenUnixRefusesToReplaceAServerThatStays) {
+  const std::string path = Path("s");
+  const UniqueFd staying = ListenUnix(path, {}).value();
+  const auto second = ListenUnix(path, {});
+  EXPECT_TRUE(absl::IsFailedPrecondition(second.status())) << second.status();
+  EXPECT_NE(second.status().message().find(path), std::string::npos);
+  EXPECT_TRUE(ConnectUnix(path).ok());  // Untouched.
+}
+
 // A database that makes its files while the sockets are bound must get the
 // modes it asked for.
 TEST_F(FdTest, ListeningLeavesOtherThreadsModesAlone) {

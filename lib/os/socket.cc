@@ -39,7 +39,9 @@ absl::StatusOr<UniqueFd> ConnectUnix(const std::string& path, int type) {
   sockaddr_un address;
   RETURN_IF_ERROR(FillAddress(path, &address));
   UniqueFd fd(::socket(AF_UNIX, type | SOCK_CLOEXEC, 0));
-  if (!fd.valid()) return ErrnoStatus(errno, "socket");
+  if (!fd.valid()) {
+    return ErrnoStatus(errno, absl::StrCat("connect '", path, "': socket"));
+  }
   while (::connect(fd.get(), reinterpret_cast<sockaddr*>(&address),
                    sizeof(address)) != 0) {
     if (errno == EINTR) continue;
@@ -210,6 +212,12 @@ absl::StatusOr<ReceivedMessage> ReceiveWithFds(int socket,
     }
   }
   received.data.resize(static_cast<size_t>(n));
+  if ((message.msg_flags & MSG_CTRUNC) != 0 &&
+      received.fds.size() < kPassedFdsMax) {
+    // There was room for more: this process has no descriptor free.
+    return absl::ResourceExhaustedError(
+        absl::StrCat("descriptors of a message: ", std::strerror(EMFILE)));
+  }
   if ((message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) {
     return absl::InvalidArgumentError("truncated message");
   }

@@ -20,7 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "lib/log/log.h"
-#include "lib/os/socket.h"
+#include "lib/os/acceptor.h"
 #include "lib/rpc/status.h"
 #include "lib/stats/method_stats.h"
 
@@ -122,16 +122,18 @@ class ServerImpl : public Server {
 
  private:
   void AcceptLoop() {
+    os::Acceptor acceptor(listener_.get());
     for (;;) {
       pollfd waits[2] = {{listener_.get(), POLLIN, 0},
                          {wake_.get(), POLLIN, 0}};
       if (::poll(waits, 2, -1) < 0 && errno != EINTR) return;
       if (waits[1].revents != 0) return;
       if ((waits[0].revents & POLLIN) == 0) continue;
-      absl::StatusOr<os::UniqueFd> client = os::Accept(listener_.get());
+      absl::StatusOr<os::UniqueFd> client = acceptor.Accept();
+      if (absl::IsUnavailable(client.status())) continue;  // It has left.
       if (!client.ok()) {
-        // EMFILE and the like: the pending connection stays; try later.
         log::Error("accept failed", {{"error", client.status().ToString()}});
+        if (absl::IsResourceExhausted(client.status())) continue;
         absl::SleepFor(absl::Milliseconds(50));
         continue;
       }

@@ -15,6 +15,8 @@ namespace {
 constexpr int64_t kBoundsMicros[Histogram::kBuckets - 1] = {
     100,   250,    500,    1000,   2500,    5000,    10000,   25000,
     50000, 100000, 250000, 500000, 1000000, 2500000, 5000000, 10000000};
+// Between two tries when no descriptor is free.
+constexpr useconds_t kNoAcceptMicros = 100'000;
 constexpr const char* kBoundNames[Histogram::kBuckets] = {
     "0.0001", "0.00025", "0.0005", "0.001", "0.0025", "0.005",
     "0.01",   "0.025",   "0.05",   "0.1",   "0.25",   "0.5",
@@ -162,9 +164,13 @@ void ServeText(int listener) {
     for (;;) {
       const int fd = ::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
       if (fd < 0) {
-        if (errno == EINTR || errno == ECONNABORTED) continue;
-        ::close(listener);
-        return;
+        if (errno == EINVAL || errno == EBADF) {  // Shut down.
+          ::close(listener);
+          return;
+        }
+        // Without a free descriptor the client waits a moment longer.
+        if (errno != EINTR && errno != ECONNABORTED) ::usleep(kNoAcceptMicros);
+        continue;
       }
       Answer(fd);
       ::close(fd);

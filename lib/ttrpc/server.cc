@@ -5,10 +5,12 @@
 #include <unistd.h>
 
 #include <mutex>
+#include <optional>
 #include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "lib/os/acceptor.h"
 #include "lib/os/socket.h"
 #include "lib/ttrpc/frame_socket.h"
 
@@ -22,6 +24,7 @@ struct Server::State : std::enable_shared_from_this<State> {
 
   Reactor& reactor;
   os::UniqueFd listener;
+  std::optional<os::Acceptor> acceptor;  // Of the listener.
   std::map<std::string, Handler> methods;
   std::set<std::string> services;
   std::mutex mutex;  // The two below.
@@ -51,6 +54,7 @@ std::unique_ptr<Server> Server::Start(Reactor& reactor, os::UniqueFd listener,
   ::fcntl(listener.get(), F_SETFL,
           ::fcntl(listener.get(), F_GETFL) | O_NONBLOCK);
   state->listener = std::move(listener);
+  state->acceptor.emplace(state->listener.get());
   for (const auto& [name, handler] : methods) {
     state->services.insert(name.substr(0, name.find('/')));
   }
@@ -74,7 +78,7 @@ Server::~Server() {
 }
 
 void Server::State::Accept() {
-  absl::StatusOr<os::UniqueFd> fd = os::Accept(listener.get());
+  absl::StatusOr<os::UniqueFd> fd = acceptor->Accept();
   if (!fd.ok()) return;
   absl::StatusOr<os::PeerCredentials> peer = os::PeerOf(fd->get());
   if (!peer.ok() || peer->uid != ::geteuid() || peer->gid != ::getegid()) {

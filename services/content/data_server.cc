@@ -2,6 +2,7 @@
 
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 
 #include <condition_variable>
 #include <map>
@@ -12,7 +13,7 @@
 #include "lib/base/status_macros.h"
 #include "lib/dataplane/dataplane.h"
 #include "lib/log/log.h"
-#include "lib/os/socket.h"
+#include "lib/os/acceptor.h"
 #include "lib/stats/stats.h"
 #include "services/content/data_session.h"
 
@@ -28,7 +29,15 @@ class EpollDataServer final : public DataServer {
  public:
   EpollDataServer(os::UniqueFd listener, FsStore* store,
                   const DataServerOptions& options)
-      : listener_(std::move(listener)), store_(store), options_(options) {}
+      : listener_(std::move(listener)),
+        acceptor_(listener_.get(),
+                  [](int fd, const absl::Status& why) {
+                    (void)dataplane::SendError(
+                        fd,
+                        Annotate(why, "bulkhead-content"));  // Or it has left.
+                  }),
+        store_(store),
+        options_(options) {}
 
   absl::Status Init() {
     epoll_ = os::UniqueFd(::epoll_create1(EPOLL_CLOEXEC));
@@ -114,7 +123,8 @@ class EpollDataServer final : public DataServer {
   }
 
   void AcceptOne() {
-    absl::StatusOr<os::UniqueFd> socket = os::Accept(listener_.get());
+    // One thread at a time: the listener is one-shot.
+    absl::StatusOr<os::UniqueFd> socket = acceptor_.Accept();
     if (!socket.ok()) {
       log::Error("data server: accept",
                  {{"error", MessageOf(socket.status())}});
@@ -143,6 +153,7 @@ class EpollDataServer final : public DataServer {
   }
 
   const os::UniqueFd listener_;
+  os::Acceptor acceptor_;
   FsStore* const store_;
   const DataServerOptions options_;
   os::UniqueFd epoll_;

@@ -2,8 +2,10 @@
 
 #include <curl/curl.h>
 #include <malloc.h>
+#include <sys/socket.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
@@ -39,7 +41,8 @@ struct Job {
   HttpResponse response;
   size_t header_bytes = 0;
   bool headers_done = false;
-  absl::Status failed;  // From a callback.
+  absl::Status failed;     // From a callback.
+  absl::Status no_socket;  // Why there was none; libcurl does not tell.
   size_t sent_bytes = 0;
   // The client's; used in its loop only.
   Bandwidth* down = nullptr;
@@ -60,6 +63,16 @@ struct Job {
 bool TakesBody(const Job& job) {
   return job.request->sink != nullptr &&
          (job.response.status == 200 || job.response.status == 206);
+}
+
+curl_socket_t OpenSocket(void* user, curlsocktype, curl_sockaddr* address) {
+  os::UniqueFd fd(::socket(address->family, address->socktype | SOCK_CLOEXEC,
+                           address->protocol));
+  if (!fd.valid()) {
+    static_cast<Job*>(user)->no_socket = os::ErrnoStatus(errno, "socket");
+    return CURL_SOCKET_BAD;
+  }
+  return fd.Release();
 }
 
 size_t OnHeader(char* data, size_t unit, size_t count, void* user) {
@@ -234,6 +247,8 @@ absl::Status Prepare(const HttpRequest& request, const std::string& user_agent,
   curl_easy_setopt(easy, CURLOPT_HEADERDATA, job);
   curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, OnBody);
   curl_easy_setopt(easy, CURLOPT_WRITEDATA, job);
+  curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, OpenSocket);
+  curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, job);
   if (request.method == "HEAD") {
     curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
   } else if (request.method == "POST") {
@@ -299,6 +314,9 @@ absl::Status Prepare(const HttpRequest& request, const std::string& user_agent,
 absl::Status ResultStatus(const Job& job) {
   if (!job.failed.ok()) return job.failed;
   if (job.result == CURLE_OK) return absl::OkStatus();
+  if (job.result == CURLE_COULDNT_CONNECT && !job.no_socket.ok()) {
+    return job.no_socket;
+  }
   const std::string text =
       job.error[0] != '\0' ? job.error : curl_easy_strerror(job.result);
   switch (job.result) {

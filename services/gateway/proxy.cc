@@ -21,6 +21,7 @@
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
 #include "lib/log/log.h"
+#include "lib/os/acceptor.h"
 #include "lib/stats/stats.h"
 #include "services/gateway/forwarder.h"
 
@@ -59,6 +60,7 @@ class ProxyImpl : public Proxy {
   ProxyImpl(os::UniqueFd listener, os::UniqueFd epoll, os::UniqueFd wake,
             RouteTable routes, const Options& options, LocalHandler* local)
       : listener_(std::move(listener)),
+        acceptor_(listener_.get(), Refuse),
         epoll_(std::move(epoll)),
         wake_(std::move(wake)),
         options_(options),
@@ -187,11 +189,30 @@ class ProxyImpl : public Proxy {
     }
   }
 
+  // HTTP/2's way to say why: an empty SETTINGS frame, then GOAWAY.
+  static void Refuse(int fd, const absl::Status& why) {
+    const std::string text = absl::StrCat("bulkhead-gateway: ", MessageOf(why));
+    std::string frames("\0\0\0\4\0\0\0\0\0", 9);
+    frames.append("\0\0", 2);
+    frames.push_back(static_cast<char>(8 + text.size()));  // Below 256.
+    frames.append("\7\0\0\0\0\0", 6);
+    frames.append("\0\0\0\0\0\0\0\xb", 8);  // ENHANCE_YOUR_CALM.
+    frames += text;
+    (void)!::send(fd, frames.data(), frames.size(),
+                  MSG_NOSIGNAL | MSG_DONTWAIT);  // Or it has left.
+  }
+
   void AcceptSome() {
     for (int i = 0; i < kAcceptsAtOnceMax; ++i) {
-      os::UniqueFd fd(::accept4(listener_.get(), nullptr, nullptr,
-                                SOCK_CLOEXEC | SOCK_NONBLOCK));
-      if (!fd.valid()) return;
+      absl::StatusOr<os::UniqueFd> accepted = acceptor_.Accept(SOCK_NONBLOCK);
+      if (absl::IsResourceExhausted(accepted.status())) {
+        rejected_->Add();
+        log::Error("a client was refused",
+                   {{"error", MessageOf(accepted.status())}});
+        continue;
+      }
+      if (!accepted.ok()) return;
+      os::UniqueFd fd = *std::move(accepted);
       if (clients_.size() >= kClientsMax) {
         rejected_->Add();
         continue;
@@ -229,7 +250,9 @@ class ProxyImpl : public Proxy {
     }
     os::UniqueFd fd(
         ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    if (!fd.valid()) return absl::UnavailableError(std::strerror(errno));
+    if (!fd.valid()) {
+      return absl::UnavailableError(CannotConnect(path, errno));
+    }
     const int error = ConnectNow(fd.get(), path);
     if (error != 0 && error != EAGAIN) {
       return absl::UnavailableError(CannotConnect(path, error));
@@ -394,6 +417,7 @@ class ProxyImpl : public Proxy {
   }
 
   os::UniqueFd listener_;
+  os::Acceptor acceptor_;
   os::UniqueFd epoll_;
   os::UniqueFd wake_;
   const Options options_;

@@ -8,7 +8,7 @@
 #include "lib/dataplane/dataplane.h"
 #include "lib/digest/digest.h"
 #include "lib/log/log.h"
-#include "lib/os/socket.h"
+#include "lib/os/acceptor.h"
 
 namespace bulkhead::metadata {
 namespace {
@@ -225,15 +225,18 @@ DataServer::~DataServer() {
 }
 
 void DataServer::Accept() {
+  os::Acceptor acceptor(listener_.get(), [](int fd, const absl::Status& why) {
+    (void)dataplane::SendError(
+        fd, Annotate(why, "bulkhead-metadata"));  // Or it has left.
+  });
   while (true) {
-    absl::StatusOr<os::UniqueFd> socket = os::Accept(listener_.get());
+    absl::StatusOr<os::UniqueFd> socket = acceptor.Accept();
     absl::MutexLock lock(&mutex_);
     if (stopping_) return;
     if (!socket.ok()) {
       log::Error("data socket: accept failed",
                  {{"error", MessageOf(socket.status())}});
-      // Out of descriptors, most likely: let sessions end.
-      mutex_.AwaitWithTimeout(absl::Condition(&stopping_), absl::Seconds(1));
+      if (!absl::IsResourceExhausted(socket.status())) return;
       continue;
     }
     if (sessions_.size() >= kDataSessionsMax) {

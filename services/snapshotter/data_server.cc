@@ -12,8 +12,8 @@
 #include "lib/base/status_macros.h"
 #include "lib/dataplane/dataplane.h"
 #include "lib/log/log.h"
+#include "lib/os/acceptor.h"
 #include "lib/os/memory.h"
-#include "lib/os/socket.h"
 
 namespace bulkhead::snapshotter {
 namespace {
@@ -144,15 +144,18 @@ DataServer::~DataServer() {
 }
 
 void DataServer::AcceptLoop() {
+  os::Acceptor acceptor(listener_.get(), [](int fd, const absl::Status& why) {
+    (void)dataplane::SendError(
+        fd, Annotate(why, "bulkhead-snapshotter"));  // Or it has left.
+  });
   for (;;) {
-    absl::StatusOr<os::UniqueFd> socket = os::Accept(listener_.get());
+    absl::StatusOr<os::UniqueFd> socket = acceptor.Accept();
     std::lock_guard lock(mutex_);
     if (stopping_) return;
     if (!socket.ok()) {
       log::Error("data socket: accept",
                  {{"error", MessageOf(socket.status())}});
-      // Out of descriptors: the next session to end frees some.
-      if (sessions_.empty()) return;
+      if (!absl::IsResourceExhausted(socket.status())) return;
       continue;
     }
     if (sessions_.size() >= kApplySessionsMax) {
