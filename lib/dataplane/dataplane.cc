@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
 #include "lib/os/socket.h"
@@ -150,7 +151,8 @@ absl::StatusOr<std::unique_ptr<Ingest>> Client::OpenIngest(
   }
   const IngestState state{
       IntOf(reply.body, "offset"), IntOf(reply.body, "total"),
-      IntOf(reply.body, "started_at_ns"), IntOf(reply.body, "updated_at_ns")};
+      IntOf(reply.body, "started_at_ns"), IntOf(reply.body, "updated_at_ns"),
+      absl::HexStringToBytes(StringOf(reply.body, "hash"))};
   return std::unique_ptr<Ingest>(std::make_unique<SocketIngest>(
       std::move(socket), std::move(reply.fds[0]), state));
 }

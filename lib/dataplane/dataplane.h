@@ -9,13 +9,15 @@
 //
 //   {"op":"open","digest":D,"ns":N}           -> {"size":S} + read-only fd
 //   {"op":"ingest","ref":R,"total":T,"expected":D,"ns":N,"lease":L}
-//       -> {"offset":O,"total":T,"started_at_ns":..,"updated_at_ns":..}
-//          + read-write fd of the ingest
+//       -> {"offset":O,"total":T,"started_at_ns":..,"updated_at_ns":..,
+//           "hash":H} + read-write fd of the ingest
 //     The ref is locked until the connection ends, "commit" or "abort".
 //     The caller writes at O and after, with pwrite: in order, or in several
 //     places at once, then behind the first gap in whole pages only. O is
 //     where the first gap begins, or the end; what is behind a gap stays: the
-//     file's holes are what is missing.
+//     file's holes are what is missing. H (or none): the running hash of a
+//     part of what is there, as hex of Hasher::State(): content's own reply
+//     only.
 //   {"op":"advance","offset":O}   (no reply) bytes below O are written: the
 //     content service hashes behind the writer, so that commit is short.
 //   {"op":"truncate","offset":O}              -> {} ingest cut to O
@@ -67,6 +69,8 @@ struct IngestState {
   int64_t total_bytes = 0;
   int64_t started_at_ns = 0;  // Unix time.
   int64_t updated_at_ns = 0;
+  // Hasher::State() over the first bytes, if they need not be read for it.
+  std::string hash_state;
 };
 
 struct CommitResult {

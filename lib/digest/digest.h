@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -64,6 +65,8 @@ class Digest {
   std::string text_;
 };
 
+constexpr size_t kHasherStateBytesMax = 256;
+
 // Digests bytes as they come. A plain value: a copy goes on independently, so
 // the digest so far is `Hasher(running).Finish()`. Uses the processor's SHA
 // instructions. Not thread-safe.
@@ -81,6 +84,13 @@ class Hasher {
   Digest Finish();
   // The digest so far; the hash goes on.
   Digest Current() const { return Hasher(*this).Finish(); }
+
+  // What has been seen so far as bytes (at most kHasherStateBytesMax), from
+  // which FromState() makes a Hasher that goes on, in any process.
+  std::string State() const;
+  // nullopt: not what State() wrote. The bytes are not protected against
+  // changes: whoever keeps them adds a checksum.
+  static std::optional<Hasher> FromState(absl::string_view state);
 
  private:
   DigestAlgorithm algorithm_;

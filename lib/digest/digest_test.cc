@@ -96,5 +96,46 @@ TEST(Hasher, AnySplitGivesTheSame) {
   }
 }
 
+TEST(Hasher, GoesOnFromItsState) {
+  std::string data;
+  for (int i = 0; i < 1000; ++i) data.push_back(static_cast<char>(i * 7));
+  for (const auto algorithm :
+       {DigestAlgorithm::kSha256, DigestAlgorithm::kSha384,
+        DigestAlgorithm::kSha512}) {
+    for (const size_t cut : {0, 1, 63, 64, 65, 127, 128, 129, 999, 1000}) {
+      Hasher hasher(algorithm);
+      hasher.Update(absl::string_view(data).substr(0, cut));
+      const std::string state = hasher.State();
+      EXPECT_LE(state.size(), kHasherStateBytesMax);
+      std::optional<Hasher> other = Hasher::FromState(state);
+      ASSERT_TRUE(other.has_value()) << cut;
+      EXPECT_EQ(other->size_bytes(), static_cast<int64_t>(cut));
+      EXPECT_EQ(other->algorithm(), algorithm);
+      other->Update(absl::string_view(data).substr(cut));
+      EXPECT_EQ(other->Finish(), Digest::Of(data, algorithm)) << cut;
+    }
+  }
+}
+
+TEST(Hasher, WhatIsNoStateIsRefused) {
+  Hasher hasher;
+  hasher.Update("hello");
+  const std::string state = hasher.State();
+  ASSERT_TRUE(Hasher::FromState(state).has_value());
+  for (size_t size = 0; size < state.size(); ++size) {
+    EXPECT_FALSE(Hasher::FromState(state.substr(0, size)).has_value()) << size;
+  }
+  EXPECT_FALSE(Hasher::FromState(state + "x").has_value());
+  std::string other = state;
+  other[0] = 2;  // Version.
+  EXPECT_FALSE(Hasher::FromState(other).has_value());
+  other = state;
+  other[1] = 3;  // Algorithm.
+  EXPECT_FALSE(Hasher::FromState(other).has_value());
+  other = state;
+  other[9] = '\x7f';  // A length that no file has.
+  EXPECT_FALSE(Hasher::FromState(other).has_value());
+}
+
 }  // namespace
 }  // namespace bulkhead

@@ -90,9 +90,7 @@ class WriteSession {
     if (writer_ == nullptr) {
       ref_ = request.ref();
       ASSIGN_OR_RETURN(writer_, store_.OpenWriter({ref_, total_, expected_}));
-      ASSIGN_OR_RETURN(const IngestInfo info, writer_->Info());
-      reply_.set_offset(info.offset_bytes);
-      reply_.set_total(info.total_bytes);
+      RETURN_IF_ERROR(Describe());
     } else if (!request.expected().empty() && store_.Info(expected_).ok()) {
       writer_.reset();
       (void)store_.Abort(ref_);  // The bytes are elsewhere already.
@@ -101,14 +99,9 @@ class WriteSession {
     }
     reply_.set_action(request.action());
     switch (request.action()) {
-      case v1::STAT: {
-        ASSIGN_OR_RETURN(const IngestInfo info, writer_->Info());
-        SetTime(info.started_at, reply_.mutable_started_at());
-        SetTime(info.updated_at, reply_.mutable_updated_at());
-        reply_.set_offset(info.offset_bytes);
-        reply_.set_total(info.total_bytes);
+      case v1::STAT:
+        RETURN_IF_ERROR(Describe());
         break;
-      }
       case v1::WRITE:
       case v1::COMMIT:
         RETURN_IF_ERROR(Append(request));
@@ -127,6 +120,16 @@ class WriteSession {
   bool committed() const { return committed_; }
 
  private:
+  // What the ingest is now, its times among it: every reply has them.
+  absl::Status Describe() {
+    ASSIGN_OR_RETURN(const IngestInfo info, writer_->Info());
+    SetTime(info.started_at, reply_.mutable_started_at());
+    SetTime(info.updated_at, reply_.mutable_updated_at());
+    reply_.set_offset(info.offset_bytes);
+    reply_.set_total(info.total_bytes);
+    return absl::OkStatus();
+  }
+
   absl::Status Append(const v1::WriteContentRequest& request) {
     if (request.offset() != 0 && request.offset() != reply_.offset()) {
       return absl::OutOfRangeError(
@@ -141,6 +144,7 @@ class WriteSession {
       RETURN_IF_ERROR(writer_->Append(request.data()));
       reply_.set_offset(reply_.offset() +
                         static_cast<int64_t>(request.data().size()));
+      SetTime(absl::Now(), reply_.mutable_updated_at());
     }
     return absl::OkStatus();
   }

@@ -59,6 +59,8 @@ class Process {
 
   ~Process() { End(SIGKILL); }
 
+  pid_t pid() const { return pid_; }
+
   int End(int signal) {
     if (pid_ <= 0) return -1;
     ::kill(pid_, signal);
@@ -181,6 +183,54 @@ TEST(Crash, AcknowledgedBlobsSurviveSigkillAndNothingIsHalf) {
   }
   const int status = process.End(SIGTERM);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+}
+
+// What `pid` has read by system calls, page cache included.
+int64_t ReadBytesOf(pid_t pid) {
+  const std::string io =
+      testing::ReadFileOrDie(absl::StrCat("/proc/", pid, "/io"));
+  const size_t at = io.find("rchar: ");
+  EXPECT_EQ(at, 0u) << io;
+  return std::atoll(io.c_str() + 7);
+}
+
+TEST(Crash, AKilledIngestIsNotReadAgain) {
+  constexpr int64_t kPieceBytes = 4 << 20;
+  constexpr int kPieces = 70;  // A little more than is kept in one step.
+  constexpr int64_t kReadMax = 64 << 20;
+  TempDir dir;
+  const std::string socket = dir.Path("s/content/data.sock");
+  const std::string piece = RandomBytes(kPieceBytes);
+  Hasher hasher;
+  {
+    Process process(dir);
+    const auto ingest =
+        dataplane::Client(socket).OpenIngest({.ref = "large"}).value();
+    for (int i = 0; i < kPieces; ++i) {
+      ASSERT_TRUE(os::PWriteFull(ingest->fd(), piece.data(), piece.size(),
+                                 i * kPieceBytes)
+                      .ok());
+      ASSERT_TRUE(ingest->Advance((i + 1) * kPieceBytes).ok());
+      hasher.Update(piece);
+    }
+    // Waits for all that was said before.
+    ASSERT_EQ(ingest->Commit(1, "", {}).status().code(),
+              absl::StatusCode::kFailedPrecondition);
+    process.End(SIGKILL);
+  }
+  Process process(dir);
+  const auto ingest =
+      dataplane::Client(socket).OpenIngest({.ref = "large"}).value();
+  EXPECT_EQ(ingest->opened().offset_bytes, kPieces * kPieceBytes);
+  const auto kept = Hasher::FromState(ingest->opened().hash_state);
+  ASSERT_TRUE(kept.has_value());
+  EXPECT_GE(kept->size_bytes(), kPieces * kPieceBytes - kReadMax);
+  ASSERT_TRUE(
+      os::PWriteFull(ingest->fd(), "end", 3, kPieces * kPieceBytes).ok());
+  hasher.Update("end");
+  const auto done = ingest->Commit(-1, hasher.Current().str(), {});
+  ASSERT_TRUE(done.ok()) << done.status();
+  EXPECT_LT(ReadBytesOf(process.pid()), kReadMax);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
 #include "lib/log/log.h"
@@ -142,6 +143,10 @@ absl::StatusOr<DataSession::Reply> DataSession::Ingest(const json& request) {
   reply.body["total"] = info.total_bytes;
   reply.body["started_at_ns"] = absl::ToUnixNanos(info.started_at);
   reply.body["updated_at_ns"] = absl::ToUnixNanos(info.updated_at);
+  const Hasher hasher = writer->RunningHash();
+  if (hasher.size_bytes() > 0) {
+    reply.body["hash"] = absl::BytesToHexString(hasher.State());
+  }
   writer_ = std::move(writer);
   return reply;
 }

@@ -22,6 +22,7 @@ struct FsWriter::Ingest {
   int64_t offset_bytes = 0;     // End of what was appended or advanced to.
   int64_t writeback_bytes = 0;  // Below it, writeback has been started.
   Hasher hasher;                // Over the first hasher.size_bytes() bytes.
+  int64_t kept_bytes = 0;       // Of which the hash on disk is; 0: none.
   bool gone = false;            // Committed or aborted.
   bool suspect = false;         // An fsync failed: see FsWriter::Rewrite().
 };

@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
 #include "lib/os/durable_dirs.h"
 #include "services/content/fs_ingest.h"
+#include "services/content/hash_file.h"
 
 namespace bulkhead::content {
 namespace {
@@ -69,9 +71,18 @@ absl::Status FsBlob::ReadAt(int64_t offset_bytes, int64_t size_bytes,
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<FsStore>> FsStore::Open(const std::string& root,
-                                                       files::Files& files) {
-  std::unique_ptr<FsStore> store(new FsStore(files));
+std::string FsStoreOptions::KernelBootId() {
+  absl::StatusOr<std::string> id = files::RealFiles().ReadSmall(
+      AT_FDCWD, "/proc/sys/kernel/random/boot_id", kSmallFileBytesMax);
+  if (!id.ok()) return "";
+  absl::StripAsciiWhitespace(&*id);
+  return *std::move(id);
+}
+
+absl::StatusOr<std::unique_ptr<FsStore>> FsStore::Open(
+    const std::string& root, files::Files& files,
+    const FsStoreOptions& options) {
+  std::unique_ptr<FsStore> store(new FsStore(files, options));
   const absl::Status status = store->Init(root);
   if (!status.ok()) {
     return Annotate(status, absl::StrCat("content root ", root));
@@ -293,7 +304,26 @@ absl::StatusOr<std::shared_ptr<FsWriter::Ingest>> FsStore::OpenIngest(
   } else if (!absl::IsNotFound(suspect.status())) {
     return suspect.status();
   }
+  RETURN_IF_ERROR(LoadHash(ingest.get()));
   return ingest;
+}
+
+absl::Status FsStore::LoadHash(FsWriter::Ingest* ingest) {
+  const std::string path = ingest->name + "/hash";
+  const absl::StatusOr<std::string> text =
+      files_.ReadSmall(ingests_.get(), path, kHashFileBytesMax);
+  if (absl::IsNotFound(text.status())) return absl::OkStatus();
+  RETURN_IF_ERROR(text.status());
+  const std::optional<Hasher> hasher = DecodeHashFile(*text, options_.boot_id);
+  // What is behind a gap will be written anew.
+  if (hasher.has_value() && !ingest->suspect &&
+      hasher->size_bytes() <= ingest->offset_bytes) {
+    ingest->hasher = *hasher;
+    ingest->kept_bytes = hasher->size_bytes();
+    return absl::OkStatus();
+  }
+  // Or it might seem true again, once there are as many bytes.
+  return files_.Unlink(ingests_.get(), path);
 }
 
 absl::StatusOr<os::UniqueFd> FsStore::OpenData(const std::string& name) {
@@ -389,7 +419,7 @@ absl::Status FsStore::RemoveIngest(const std::string& name) {
 
 void FsStore::RemoveTree(const std::string& name) {
   for (const char* file :
-       {"data", "ref", "total", "startedat", "updatedat", "suspect"}) {
+       {"data", "ref", "total", "startedat", "updatedat", "hash", "suspect"}) {
     (void)files_.Unlink(ingests_.get(), absl::StrCat(name, "/", file));
   }
   (void)files_.RemoveDir(ingests_.get(), name);

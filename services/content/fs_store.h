@@ -1,7 +1,8 @@
 // The content store on a file system. The file system is the index:
 //
 //   ROOT/blobs/<algorithm>/<hex>                       committed, mode 0444
-//   ROOT/ingest/<sha256 of ref>/{ref,data,total,startedat,suspect}
+//   ROOT/ingest/<sha256 of ref>/{ref,data,total,startedat,hash,
+//                                  suspect}
 //   ROOT/ingest/.new-*, .del-*      being made or removed; swept at the start
 //
 // The same names and contents as containerd's own store has.
@@ -28,6 +29,20 @@ constexpr int kOpenIngestsMax = 512;  // Each holds a descriptor.
 // How long an open waits for a ref that is just being let go: a client that
 // reconnects must not meet its own old stream.
 constexpr absl::Duration kRefLockWait = absl::Milliseconds(250);
+
+struct FsStoreOptions {
+  // Names this run of the machine; empty: hashes are not kept. Tests give
+  // another one for what a power failure left.
+  std::string boot_id = KernelBootId();
+  // A running hash is kept each time it has come so much further, and when a
+  // writer goes after at least `hash_min_bytes` (below, reading again is as
+  // quick). The data is synced first.
+  int64_t hash_step_bytes = 256 << 20;
+  int64_t hash_min_bytes = 64 << 20;
+
+  // Of /proc/sys/kernel/random/boot_id; empty if it cannot be read.
+  static std::string KernelBootId();
+};
 
 class FsStore;
 
@@ -68,6 +83,9 @@ class FsWriter final : public Writer {
   int64_t WholeBytes();
   // Drops what is behind that.
   absl::Status CutAtGap();
+  // The hash of what was hashed so far: of a resumed ingest, as far as it was
+  // kept.
+  Hasher RunningHash();
   // Bytes below `offset_bytes` are written for good: hashes them and starts
   // their way to the disk. kInvalidArgument: the file is shorter, or an earlier
   // call said more.
@@ -92,6 +110,11 @@ class FsWriter final : public Writer {
   // only writing them once more makes a later fsync mean something.
   absl::Status Rewrite();
   void MarkSuspect();
+  // Syncs the data and keeps the running hash for whoever resumes. What fails
+  // is left: then everything is read again.
+  void KeepHash();
+  void KeepHashNowAndThen();
+  absl::Status DropHash();
   absl::Status Error(const absl::Status& status) const;
   void StartWriteback();
 
@@ -106,7 +129,8 @@ class FsStore final : public Store {
   // sweeps what a crash left. `files` is borrowed.
   // Errors: kFailedPrecondition: another process has `root` open.
   static absl::StatusOr<std::unique_ptr<FsStore>> Open(
-      const std::string& root, files::Files& files = files::RealFiles());
+      const std::string& root, files::Files& files = files::RealFiles(),
+      const FsStoreOptions& options = FsStoreOptions());
 
   absl::StatusOr<BlobInfo> Info(const Digest& digest) override;
   absl::Status List(
@@ -131,7 +155,8 @@ class FsStore final : public Store {
   friend class FsWriter;
   static constexpr size_t kStripes = 64;
 
-  explicit FsStore(files::Files& files) : files_(files) {}
+  FsStore(files::Files& files, const FsStoreOptions& options)
+      : files_(files), options_(options) {}
   absl::Status Init(const std::string& root);
   absl::Status Sweep();
   absl::Status EnsureDir(int dir_fd, const std::string& name);
@@ -152,6 +177,8 @@ class FsStore final : public Store {
   absl::Status CreateIngest(const std::string& name,
                             const OpenOptions& options);
   absl::StatusOr<os::UniqueFd> OpenData(const std::string& name);
+  // Takes up the hash that an earlier writer kept, or removes it.
+  absl::Status LoadHash(FsWriter::Ingest* ingest);
   absl::StatusOr<IngestInfo> ReadIngest(const std::string& name);
   // Makes the ingest invisible at once, then removes its files.
   absl::Status RemoveIngest(const std::string& name);
@@ -165,6 +192,7 @@ class FsStore final : public Store {
   };
 
   files::Files& files_;
+  const FsStoreOptions options_;
   os::UniqueFd root_;
   os::UniqueFd ingests_;
   std::array<os::UniqueFd, 3> blob_dirs_;  // By DigestAlgorithm.

@@ -42,6 +42,14 @@ int Entries(const std::string& dir) {
   return count;
 }
 
+// Keeps the hash at every opportunity.
+FsStoreOptions KeepingHashes(const std::string& boot_id = "boot") {
+  FsStoreOptions options;
+  options.boot_id = boot_id;
+  options.hash_step_bytes = options.hash_min_bytes = 1;
+  return options;
+}
+
 // Stores "hello" in two steps, as a client would; the status of the commit.
 absl::Status StoreHello(FsStore* store) {
   auto writer = store->OpenFsWriter({"ref", 5, Digest::Of("hello")});
@@ -59,7 +67,7 @@ absl::Status StoreHello(FsStore* store) {
 void ExpectAllOrNothing(const std::string& root, const absl::Status& answered) {
   const Digest digest = Digest::Of("hello");
   FaultyFiles files(files::RealFiles(), {});
-  auto store = FsStore::Open(root, files);
+  auto store = FsStore::Open(root, files, KeepingHashes());
   ASSERT_TRUE(store.ok()) << store.status();
   const auto info = (*store)->Info(digest);
   EXPECT_TRUE(info.ok() || !answered.ok()) << "OK is a promise";
@@ -83,19 +91,22 @@ void ExpectAllOrNothing(const std::string& root, const absl::Status& answered) {
 }
 
 TEST(FsStoreFaults, AnyFailedCallLeavesAllOrNothing) {
-  for (const bool for_ever : {false, true}) {
+  for (const int variant : {0, 1, 2, 3}) {
+    const bool for_ever = (variant & 1) != 0;
+    const FsStoreOptions options =
+        (variant & 2) != 0 ? KeepingHashes() : FsStoreOptions();
     for (const int error : {EIO, ENOSPC}) {
       for (int fail_at = 0;; ++fail_at) {
         ASSERT_LT(fail_at, 200) << "faults never stopped firing";
         SCOPED_TRACE(absl::StrCat("call ", fail_at, " error ", error,
-                                  for_ever ? " for ever" : ""));
+                                  " variant ", variant));
         TempDir dir;
         FaultyFiles files(
             files::RealFiles(),
             {.fail_at = fail_at, .error = error, .for_ever = for_ever});
         absl::Status status;
         {
-          auto store = FsStore::Open(dir.path(), files);
+          auto store = FsStore::Open(dir.path(), files, options);
           status = store.ok() ? StoreHello(store->get()) : store.status();
         }
         ExpectAllOrNothing(dir.path(), status);
@@ -175,6 +186,23 @@ TEST(FsStoreFaults, AfterAFailedFsyncTheBytesAreWrittenAgain) {
     EXPECT_GE(files.dirty_bytes, 200'000);
     EXPECT_EQ(Entries(dir.Path("ingest")), 0);
   }
+}
+
+// After a failed fsync the page cache may have dropped what was written: then
+// the bytes on the disk are others than those that were hashed.
+TEST(FsStoreFaults, AfterAFailedFsyncWhatIsThereIsHashedAgain) {
+  TempDir dir;
+  LosingFiles files;
+  auto store = FsStore::Open(dir.path(), files).value();
+  auto writer = store->OpenFsWriter({"ref", 0, {}}).value();
+  const os::UniqueFd fd = writer->ShareFd().value();
+  ASSERT_TRUE(writer->Append("hello").ok());
+  files.lose = true;
+  EXPECT_EQ(writer->Commit({}).status().code(), Code::kInternal);
+  ASSERT_EQ(::pwrite(fd.get(), "\0\0", 2, 1), 2);  // As the disk has it.
+  EXPECT_EQ(writer->Commit({.expected = Digest::Of("hello")}).status().code(),
+            Code::kFailedPrecondition);
+  EXPECT_FALSE(store->Info(Digest::Of("hello")).ok());
 }
 
 TEST(FsStoreFaults, AFailedCommitCanBeRepeatedOnTheSameWriter) {
@@ -455,6 +483,176 @@ TEST(FsStore, AWaitingOpenGetsTheRefWhenItIsFree) {
   });
   first.reset();
   other.join();
+}
+
+// --- the hash that is kept ---
+
+// Counts what is read of ingests' data.
+class ReadCountingFiles final : public FaultyFiles {
+ public:
+  ReadCountingFiles() : FaultyFiles(files::RealFiles(), {}) {}
+  absl::StatusOr<size_t> PRead(int fd, void* data, size_t size_bytes,
+                               int64_t offset_bytes) override {
+    auto n = FaultyFiles::PRead(fd, data, size_bytes, offset_bytes);
+    // Small files are read whole, with room to spare.
+    if (n.ok() && size_bytes > 5000) read_bytes += static_cast<int64_t>(*n);
+    return n;
+  }
+  int64_t read_bytes = 0;
+};
+
+class KeptHash : public ::testing::Test {
+ protected:
+  static constexpr int64_t kPieceBytes = 100'000;
+
+  void Open(const std::string& boot_id, int64_t step_bytes = kPieceBytes,
+            int64_t min_bytes = kPieceBytes) {
+    writer_.reset();
+    store_.reset();
+    FsStoreOptions options;
+    options.boot_id = boot_id;
+    options.hash_step_bytes = step_bytes;
+    options.hash_min_bytes = min_bytes;
+    store_ = FsStore::Open(dir_.Path("c"), files_, options).value();
+  }
+  void Resume() {
+    writer_.reset();
+    writer_ = store_->OpenFsWriter({"r", 0, {}}).value();
+  }
+  void AppendTo(int64_t size_bytes) {
+    const int64_t there = writer_->WholeBytes();
+    ASSERT_TRUE(
+        writer_
+            ->Append(absl::string_view(data_).substr(there, size_bytes - there))
+            .ok());
+  }
+  // What a resumed ingest had to read before it could be committed.
+  int64_t ReadForCommit() {
+    files_.read_bytes = 0;
+    Resume();
+    AppendTo(data_.size());
+    const auto blob = writer_->Commit({.expected = Digest::Of(data_)});
+    EXPECT_TRUE(blob.ok()) << blob.status();
+    return files_.read_bytes;
+  }
+  std::string HashPath() const {
+    return dir_.Path("c/ingest/" + Digest::Of("r").hex() + "/hash");
+  }
+
+  TempDir dir_;
+  ReadCountingFiles files_;
+  const std::string data_ = RandomBytes(4 * kPieceBytes);
+  std::unique_ptr<FsStore> store_;
+  std::unique_ptr<FsWriter> writer_;
+};
+
+TEST_F(KeptHash, AResumedIngestIsNotReadAgain) {
+  Open("boot");
+  Resume();
+  AppendTo(2 * kPieceBytes + 77);
+  Open("boot");  // Another process.
+  EXPECT_EQ(store_->Status("r")->offset_bytes, 2 * kPieceBytes + 77);
+  Resume();
+  EXPECT_EQ(writer_->RunningHash().size_bytes(), 2 * kPieceBytes + 77);
+  EXPECT_EQ(writer_->DigestSoFar().value(),
+            Digest::Of(data_.substr(0, 2 * kPieceBytes + 77)));
+  EXPECT_EQ(ReadForCommit(), 0);
+  EXPECT_EQ(Entries(dir_.Path("c/ingest")), 0);
+}
+
+TEST_F(KeptHash, AKilledProcessLeavesTheLastStep) {
+  Open("boot", kPieceBytes, 100 * kPieceBytes);  // Nothing at the end.
+  Resume();
+  AppendTo(kPieceBytes);
+  AppendTo(kPieceBytes + 5000);
+  Open("boot");
+  EXPECT_EQ(ReadForCommit(), 5000);
+}
+
+TEST_F(KeptHash, AnotherBootReadsAgain) {
+  Open("boot");
+  Resume();
+  AppendTo(2 * kPieceBytes);
+  Open("another");
+  EXPECT_EQ(ReadForCommit(), 2 * kPieceBytes);
+}
+
+TEST_F(KeptHash, WithoutABootNothingIsKept) {
+  Open("");
+  Resume();
+  AppendTo(2 * kPieceBytes);
+  writer_.reset();
+  EXPECT_FALSE(fs::exists(HashPath()));
+  EXPECT_EQ(ReadForCommit(), 2 * kPieceBytes);
+}
+
+TEST_F(KeptHash, ADamagedOneIsNotBelieved) {
+  Open("boot");
+  Resume();
+  AppendTo(kPieceBytes);
+  writer_.reset();
+  const std::string whole = ReadFileOrDie(HashPath());
+  for (size_t at = 0; at < whole.size(); ++at) {
+    std::string text = whole;
+    text[at] = static_cast<char>(text[at] ^ 1);
+    WriteFileOrDie(HashPath(), text);
+    Resume();
+    ASSERT_EQ(writer_->RunningHash().size_bytes(), 0) << at;
+    WriteFileOrDie(HashPath(), whole.substr(0, at));
+    Resume();
+    ASSERT_EQ(writer_->RunningHash().size_bytes(), 0) << at;
+  }
+  WriteFileOrDie(HashPath(), whole);
+  Resume();
+  EXPECT_EQ(writer_->RunningHash().size_bytes(), kPieceBytes);
+  writer_.reset();
+  // Data that is shorter than what was hashed.
+  fs::resize_file(fs::path(HashPath()).replace_filename("data"), 1000);
+  EXPECT_EQ(ReadForCommit(), 1000);
+}
+
+TEST_F(KeptHash, OtherBytesInTheSamePlaceAreHashed) {
+  Open("boot");
+  Resume();
+  AppendTo(2 * kPieceBytes);
+  ASSERT_TRUE(writer_->Truncate(1000).ok());
+  EXPECT_FALSE(fs::exists(HashPath()));
+  Open("boot");
+  Resume();
+  const std::string other = RandomBytes(3 * kPieceBytes, 9);
+  ASSERT_TRUE(writer_->Append(other).ok());
+  const std::string whole = data_.substr(0, 1000) + other;
+  EXPECT_TRUE(writer_->Commit({.expected = Digest::Of(whole)}).ok());
+}
+
+TEST_F(KeptHash, OneThatWasRefusedDoesNotBecomeTrueAgain) {
+  Open("boot", 100 * kPieceBytes);
+  Resume();
+  AppendTo(2 * kPieceBytes);
+  writer_.reset();
+  // A peer with a descriptor cuts the file.
+  fs::resize_file(fs::path(HashPath()).replace_filename("data"), 1000);
+  Resume();
+  EXPECT_EQ(writer_->RunningHash().size_bytes(), 0);
+  EXPECT_FALSE(fs::exists(HashPath()));
+  const std::string other = RandomBytes(3 * kPieceBytes, 9);
+  ASSERT_TRUE(writer_->Append(other).ok());
+  const std::string whole = data_.substr(0, 1000) + other;
+  EXPECT_EQ(writer_->DigestSoFar().value(), Digest::Of(whole));
+  EXPECT_TRUE(writer_->Commit({.expected = Digest::Of(whole)}).ok());
+}
+
+TEST_F(KeptHash, AnUntruncatableOneStopsTheTruncation) {
+  Open("boot");
+  Resume();
+  AppendTo(kPieceBytes);
+  // A folder in its place cannot be unlinked.
+  fs::remove(HashPath());
+  fs::create_directory(HashPath());
+  EXPECT_EQ(writer_->Truncate(10).code(), Code::kInternal);
+  EXPECT_EQ(writer_->Info()->offset_bytes, kPieceBytes);
+  fs::remove(HashPath());
+  EXPECT_TRUE(writer_->Truncate(10).ok());
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include "lib/stats/stats.h"
 #include "services/content/fs_ingest.h"
 #include "services/content/fs_store.h"
+#include "services/content/hash_file.h"
 
 namespace bulkhead::content {
 namespace {
@@ -18,7 +19,50 @@ constexpr mode_t kIngestMode = 0600;
 }  // namespace
 
 FsWriter::~FsWriter() {
-  if (committed_.empty()) store_->UnlockRef(ingest_->ref);
+  if (!committed_.empty()) return;
+  {
+    const std::lock_guard<std::mutex> lock(ingest_->mutex);
+    if (ingest_->hasher.size_bytes() - ingest_->kept_bytes >=
+        store_->options_.hash_min_bytes) {
+      KeepHash();
+    }
+  }
+  store_->UnlockRef(ingest_->ref);
+}
+
+void FsWriter::KeepHash() {
+  if (ingest_->gone || ingest_->suspect || store_->options_.boot_id.empty()) {
+    return;
+  }
+  files::Files& files = store_->files_;
+  // What was hashed must not be lost by a write-back that fails unnoticed.
+  if (!files.Sync(ingest_->data.get()).ok()) {
+    MarkSuspect();
+    return;
+  }
+  if (!DropHash().ok()) return;  // The old one stays, and stays true.
+  const std::string path = ingest_->name + "/hash";
+  // Not synced: half a line is no line.
+  if (files
+          .WriteSmall(store_->ingests_.get(), path,
+                      EncodeHashFile(store_->options_.boot_id, ingest_->hasher),
+                      kIngestMode)
+          .ok()) {
+    ingest_->kept_bytes = ingest_->hasher.size_bytes();
+  }
+}
+
+absl::Status FsWriter::DropHash() {
+  const absl::Status removed =
+      store_->files_.Unlink(store_->ingests_.get(), ingest_->name + "/hash");
+  if (!removed.ok() && !absl::IsNotFound(removed)) return Error(removed);
+  ingest_->kept_bytes = 0;
+  return absl::OkStatus();
+}
+
+Hasher FsWriter::RunningHash() {
+  const std::lock_guard<std::mutex> lock(ingest_->mutex);
+  return ingest_->hasher;
 }
 
 absl::Status FsWriter::CheckLive() const {
@@ -62,6 +106,13 @@ absl::Status FsWriter::HashTo(int64_t offset_bytes) {
   return absl::OkStatus();
 }
 
+void FsWriter::KeepHashNowAndThen() {
+  if (ingest_->hasher.size_bytes() - ingest_->kept_bytes >=
+      store_->options_.hash_step_bytes) {
+    KeepHash();
+  }
+}
+
 absl::StatusOr<Digest> FsWriter::DigestOf(int64_t size_bytes,
                                           DigestAlgorithm algorithm) {
   Hasher& hasher = ingest_->hasher;
@@ -82,6 +133,10 @@ absl::StatusOr<Digest> FsWriter::DigestSoFar() {
 absl::Status FsWriter::Append(absl::string_view data) {
   const std::lock_guard<std::mutex> lock(ingest_->mutex);
   RETURN_IF_ERROR(CheckLive());
+  // A resumed ingest is read once, here, and not at the commit.
+  if (ingest_->hasher.size_bytes() < ingest_->offset_bytes) {
+    RETURN_IF_ERROR(HashTo(ingest_->offset_bytes));
+  }
   const absl::Status written = store_->files_.PWriteFull(
       ingest_->data.get(), data.data(), data.size(), ingest_->offset_bytes);
   if (!written.ok()) {
@@ -90,12 +145,13 @@ absl::Status FsWriter::Append(absl::string_view data) {
     (void)store_->files_.Truncate(ingest_->data.get(), ingest_->offset_bytes);
     return Error(written);
   }
-  // Fresh from the caller's memory, if the hash has come this far.
+  // Fresh from the caller's memory.
   if (ingest_->hasher.size_bytes() == ingest_->offset_bytes) {
     ingest_->hasher.Update(data);
   }
   ingest_->offset_bytes += static_cast<int64_t>(data.size());
   StartWriteback();
+  KeepHashNowAndThen();
   return absl::OkStatus();
 }
 
@@ -108,6 +164,8 @@ absl::Status FsWriter::Truncate(int64_t size_bytes) {
                                               " beyond the current offset ",
                                               stat.size_bytes));
   }
+  // Other bytes may come in the place of those that were hashed.
+  if (ingest_->kept_bytes > size_bytes) RETURN_IF_ERROR(DropHash());
   const absl::Status cut =
       store_->files_.Truncate(ingest_->data.get(), size_bytes);
   if (!cut.ok()) return Error(cut);
@@ -157,6 +215,7 @@ absl::Status FsWriter::Advance(int64_t offset_bytes) {
   ingest_->offset_bytes = offset_bytes;
   RETURN_IF_ERROR(HashTo(offset_bytes));
   StartWriteback();
+  KeepHashNowAndThen();
   return absl::OkStatus();
 }
 
@@ -222,11 +281,12 @@ absl::StatusOr<BlobInfo> FsWriter::Commit(const CommitOptions& options) {
 void FsWriter::MarkSuspect() {
   files::Files& files = store_->files_;
   ingest_->suspect = true;
+  const absl::Status dropped = DropHash();
   const absl::Status marked = files.WriteSmall(
       store_->ingests_.get(), ingest_->name + "/suspect", "", kIngestMode);
   if (marked.ok() || absl::IsAlreadyExists(marked)) return;
   // Whoever resumes it after a restart would not know.
-  if (files.Truncate(ingest_->data.get(), 0).ok()) {
+  if (dropped.ok() && files.Truncate(ingest_->data.get(), 0).ok()) {
     ingest_->offset_bytes = ingest_->writeback_bytes = 0;
     ingest_->hasher = Hasher();
   }
@@ -234,6 +294,7 @@ void FsWriter::MarkSuspect() {
 
 absl::Status FsWriter::Rewrite() {
   files::Files& files = store_->files_;
+  RETURN_IF_ERROR(DropHash());
   ASSIGN_OR_RETURN(const files::FileStat stat, StatData());
   std::string buffer(kHashStepBytes, '\0');
   for (int64_t at = 0; at < stat.size_bytes;) {
@@ -246,6 +307,8 @@ absl::Status FsWriter::Rewrite() {
     if (!written.ok()) return Error(written);
     at += static_cast<int64_t>(*n);
   }
+  // What was hashed may be lost: these bytes count.
+  ingest_->hasher = Hasher();
   ingest_->suspect = false;
   (void)files.Unlink(store_->ingests_.get(), ingest_->name + "/suspect");
   return absl::OkStatus();
@@ -295,6 +358,7 @@ absl::Status FsWriter::Publish(const Digest& digest,
   (void)files.Chmod(fd, kIngestMode);  // OpenData() does it too.
   if (absl::IsFailedPrecondition(status)) {
     ingest_->hasher = Hasher();  // It has seen bytes that are no more.
+    (void)DropHash();            // Only a peer that cheats gets here.
     return Annotate(status, absl::StrCat("ingest ", ingest_->ref));
   }
   return Error(status);

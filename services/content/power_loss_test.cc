@@ -29,6 +29,14 @@ struct Told {
   std::map<std::string, std::string> ingests;  // Sent, by ref.
 };
 
+// Hashes are kept after most writes, so that the power is cut around them too.
+FsStoreOptions InBoot(const std::string& boot_id) {
+  FsStoreOptions options;
+  options.boot_id = boot_id;
+  options.hash_step_bytes = options.hash_min_bytes = 3000;
+  return options;
+}
+
 std::string BytesOf(int number) {
   return RandomBytes(number == 0 ? 0 : 5000 + 997 * number, number + 1);
 }
@@ -72,7 +80,7 @@ void Work(FsStore& store, Told* told) {
 // The complaints about what is below `root`.
 void Check(const std::string& root, const Told& told) {
   FaultyFiles files(files::RealFiles(), {});  // Fsyncs would only take time.
-  auto opened = FsStore::Open(root, files);
+  auto opened = FsStore::Open(root, files, InBoot("after"));
   ASSERT_TRUE(opened.ok()) << opened.status();
   FsStore& store = **opened;
   ASSERT_TRUE(store
@@ -125,7 +133,8 @@ TEST(PowerLoss, AtEveryStepWhatWasAcknowledgedStays) {
     FaultyFiles faulty(
         *files,
         {.fail_at = step, .error = EIO, .for_ever = true, .pass_syncs = true});
-    if (auto store = FsStore::Open(dir.Path("c"), faulty); store.ok()) {
+    if (auto store = FsStore::Open(dir.Path("c"), faulty, InBoot("before"));
+        store.ok()) {
       Work(**store, &told);
     }
     fired = faulty.fired();
@@ -179,7 +188,7 @@ TEST(PowerLoss, InTheMiddleOfManyWriters) {
     TempDir dir;
     Disk disk(dir.path());
     const auto files = testing::FilesOn(&disk);
-    auto store = FsStore::Open(dir.Path("c"), *files).value();
+    auto store = FsStore::Open(dir.Path("c"), *files, InBoot("before")).value();
     std::vector<Told> told(3);
     std::vector<std::thread> clients;
     for (int c = 0; c < 3; ++c) {

@@ -38,6 +38,11 @@ class WriteSession {
     ASSIGN_OR_RETURN(writer_, content_.OpenWriter(request));
     offset_ = writer_->opened().offset_bytes;
     if (total_ == 0) total_ = writer_->opened().total_bytes;
+    // Every reply has them.
+    *response_.mutable_started_at() =
+        ToTimestamp(absl::FromUnixNanos(writer_->opened().started_at_ns));
+    *response_.mutable_updated_at() =
+        ToTimestamp(absl::FromUnixNanos(writer_->opened().updated_at_ns));
     return Rehash();
   }
 
@@ -54,12 +59,6 @@ class WriteSession {
     response_.set_action(request.action());
     switch (request.action()) {
       case content_v1::STAT:
-        *response_.mutable_started_at() =
-            ToTimestamp(absl::FromUnixNanos(writer_->opened().started_at_ns));
-        *response_.mutable_updated_at() =
-            wrote_ ? Now()
-                   : ToTimestamp(
-                         absl::FromUnixNanos(writer_->opened().updated_at_ns));
         response_.set_total(total_);
         break;
       case content_v1::WRITE:
@@ -122,17 +121,24 @@ class WriteSession {
     if (hash_known_) {
       hasher_.Update(request.data().data(), request.data().size());
     }
-    wrote_ = true;
+    *response_.mutable_updated_at() = Now();
     return absl::OkStatus();
   }
 
-  // Hashes what a resumed ingest holds, for the digest so far.
+  // Hashes what a resumed ingest holds, for the digest so far: from where the
+  // content service has kept the hash.
   absl::Status Rehash() {
     hash_known_ =
         !writer_->is_virtual() && (offset_ == 0 || writer_->fd() >= 0);
     if (!hash_known_) return absl::OkStatus();
+    const std::optional<Hasher> kept =
+        Hasher::FromState(writer_->opened().hash_state);
+    if (kept.has_value() && kept->algorithm() == DigestAlgorithm::kSha256 &&
+        kept->size_bytes() <= offset_) {
+      hasher_ = *kept;
+    }
     std::string buffer(std::min<int64_t>(offset_, kReadChunkBytes), '\0');
-    for (int64_t at = 0; at < offset_;) {
+    for (int64_t at = hasher_.size_bytes(); at < offset_;) {
       const size_t wanted =
           std::min<int64_t>(offset_ - at, static_cast<int64_t>(buffer.size()));
       ASSIGN_OR_RETURN(const size_t n,
@@ -150,7 +156,6 @@ class WriteSession {
   int64_t offset_ = 0;
   int64_t total_ = 0;
   std::string expected_;
-  bool wrote_ = false;
   bool hash_known_ = false;
   Hasher hasher_;
   WriteContentResponse response_;  // Fields stay from message to message.

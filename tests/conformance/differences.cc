@@ -12,9 +12,6 @@ const std::vector<Rule>& Rules() {
       {"(info\\.)?Labels: label key and value( length \\([0-9]+ bytes\\))?",
        "Labels: label key and value",
        "the text of 2.x, which gives the length"},
-      {"(started_at|updated_at) \\{ TIME \\} ", "",
-       "1.6 repeats the times in every answer of a Write stream, 2.x sends "
-       "them when they are asked for (STAT)"},
       {"failed to (create snapshot|get active mount|get snapshot mount|commit "
        "snapshot): ",
        "", "our backend is another process: no layers of wrapping"},
