@@ -100,11 +100,11 @@ TEST(Db, DamageIsNamedRepairedAndRestored) {
 
 class EventLogTest : public ::testing::Test {
  protected:
-  void Open() {
+  void Open(int64_t kept_bytes_max = kEventsKeptBytesMax) {
     db_.reset();
     bus_ = std::make_unique<EventBus>();
     db_ = Db::Open(dir_.Path("db")).value();
-    ASSERT_TRUE(bus_->OpenLog(*db_, 1000).ok());
+    ASSERT_TRUE(bus_->OpenLog(*db_, 1000, kept_bytes_max).ok());
   }
   void Publish(int count) {
     containerd::events::TaskExit exit;
@@ -168,6 +168,53 @@ TEST_F(EventLogTest, IsBounded) {
                                      .status()));
   Open();
   EXPECT_EQ(After(0), kept);
+}
+
+TEST_F(EventLogTest, IsBoundedInBytes) {
+  constexpr int64_t kEventBytes = 1 << 20;
+  constexpr int64_t kKeptMax = 8;
+  const auto publish = [this](int count) {
+    google::protobuf::Any large;
+    large.set_type_url("t");
+    large.set_value(std::string(kEventBytes, 'x'));
+    for (int i = 0; i < count; ++i) {
+      ASSERT_TRUE(bus_->PublishAny("ns", "/large", large).ok());
+    }
+  };
+  Open(kKeptMax * kEventBytes);
+  publish(30);
+  std::vector<uint64_t> kept = After(0);
+  EXPECT_LE(kept.size(), static_cast<size_t>(kKeptMax + 1));
+  EXPECT_GE(kept.size(), static_cast<size_t>(kKeptMax - 2));
+  EXPECT_EQ(kept.back(), 30u);
+  // What is in the database counts after a restart too.
+  Open(kKeptMax * kEventBytes);
+  EXPECT_EQ(After(0), kept);
+  publish(2);
+  kept = After(0);
+  EXPECT_LE(kept.size(), static_cast<size_t>(kKeptMax + 1));
+  EXPECT_EQ(kept.back(), 32u);
+  // Small ones fill what is left again.
+  Publish(900);
+  EXPECT_GE(After(0).size(), 900u);
+  // One is kept however large it is.
+  Open(1000);
+  publish(3);
+  EXPECT_EQ(After(0), std::vector<uint64_t>{935});
+}
+
+TEST_F(EventLogTest, ASlowSubscriberIsBoundedInBytes) {
+  Open();
+  google::protobuf::Any large;
+  large.set_type_url("t");
+  large.set_value(std::string(kQueuedEventBytesMax / 4, 'x'));
+  const auto slow = bus_->Subscribe(filters::Filter(), [] {}).value();
+  const auto quick = bus_->Subscribe(filters::Filter(), [] {}).value();
+  for (int i = 0; i < 6; ++i) {
+    ASSERT_TRUE(bus_->PublishAny("ns", "/large", large).ok());
+    EXPECT_NE(quick->Next()->envelope, nullptr);
+  }
+  EXPECT_TRUE(absl::IsResourceExhausted(slow->Next().status()));
 }
 
 TEST_F(EventLogTest, OrderIsThatOfTheNumbers) {

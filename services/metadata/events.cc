@@ -20,6 +20,7 @@ using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 
 constexpr uint64_t kTrimStep = 256;
+constexpr int64_t kTrimStepBytes = 1 << 20;
 constexpr uint64_t kTrimMax = 4096;
 constexpr size_t kReplayStep = 128;
 
@@ -135,24 +136,37 @@ Envelope MakeEnvelope(const std::string& ns, const std::string& topic,
   return envelope;
 }
 
-absl::Status EventBus::OpenLog(Db& db, int64_t kept_max) {
+absl::Status EventBus::OpenLog(Db& db, int64_t kept_max,
+                               int64_t kept_bytes_max) {
   const std::string prefix = Prefix(kind::kEvent, {});
   ASSIGN_OR_RETURN(std::optional<std::string> last, db.LastKey(prefix));
   uint64_t oldest = 1;
   uint64_t newest = 0;
+  std::deque<uint32_t> sizes;
+  int64_t kept_bytes = 0;
   if (last.has_value()) {
     if (!absl::SimpleHexAtoi(Split(*last)[0], &newest)) {
       return absl::DataLossError("the event log's last key is not a number");
     }
     oldest = newest + 1;
     RETURN_IF_ERROR(
-        db.Scan(prefix, [&oldest](std::string_view key, std::string_view) {
-          return !absl::SimpleHexAtoi(Split(key)[0], &oldest);
+        db.Scan(prefix, [&](std::string_view key, std::string_view value) {
+          uint64_t sequence = 0;
+          if (!absl::SimpleHexAtoi(Split(key)[0], &sequence)) return true;
+          if (sizes.empty()) oldest = sequence;
+          // Numbers have gaps, where a change failed.
+          sizes.resize(sequence - oldest, 0);
+          sizes.push_back(static_cast<uint32_t>(value.size()));
+          kept_bytes += static_cast<int64_t>(value.size());
+          return true;
         }));
   }
   absl::MutexLock lock(&mutex_);
   db_ = &db;
   kept_max_ = static_cast<uint64_t>(std::max<int64_t>(kept_max, 1));
+  kept_bytes_max_ = kept_bytes_max;
+  sizes_ = std::move(sizes);
+  kept_bytes_ = kept_bytes;
   next_ = pending_ = newest + 1;
   oldest_ = oldest;
   return absl::OkStatus();
@@ -170,7 +184,9 @@ EventBus::Staged EventBus::Stage(std::vector<Envelope> envelopes,
   uint64_t sequence = staged.first;
   for (Envelope& envelope : envelopes) {
     if (db_ != nullptr) {
-      batch->Put(EventKey(sequence), envelope.SerializeAsString());
+      std::string bytes = envelope.SerializeAsString();
+      staged.sizes.push_back(static_cast<uint32_t>(bytes.size()));
+      batch->Put(EventKey(sequence), std::move(bytes));
     }
     ++sequence;
     staged.envelopes.push_back(
@@ -184,18 +200,33 @@ void EventBus::Finish(Staged staged, bool committed) {
   bool trim = false;
   {
     absl::MutexLock lock(&mutex_);
-    uint64_t sequence = staged.first;
-    for (auto& envelope : staged.envelopes) {
-      finished_[sequence++] = committed ? std::move(envelope) : nullptr;
+    for (size_t i = 0; i < staged.envelopes.size(); ++i) {
+      Finished& finished = finished_[staged.first + i];
+      if (!committed) continue;
+      finished.envelope = std::move(staged.envelopes[i]);
+      if (db_ != nullptr) finished.size_bytes = staged.sizes[i];
     }
     while (!finished_.empty() && finished_.begin()->first == pending_) {
       const auto first = finished_.extract(finished_.begin());
+      const Finished& finished = first.mapped();
       ++pending_;
-      if (first.mapped() != nullptr) Deliver({first.key(), first.mapped()});
+      if (db_ != nullptr) {
+        sizes_.push_back(finished.size_bytes);
+        kept_bytes_ += finished.size_bytes;
+      }
+      if (finished.envelope != nullptr) {
+        Deliver({first.key(), finished.envelope});
+      }
     }
-    trim = db_ != nullptr && pending_ - oldest_ > kept_max_ + kTrimStep;
+    trim = db_ != nullptr && TooLong(kTrimStep, kTrimStepBytes);
   }
   if (trim) Trim();
+}
+
+bool EventBus::TooLong(uint64_t slack_events, int64_t slack_bytes) const {
+  const uint64_t count = pending_ - oldest_;
+  return count > kept_max_ + slack_events ||
+         (count > 1 && kept_bytes_ > kept_bytes_max_ + slack_bytes);
 }
 
 // Several threads may come here at once: deleting twice does no harm.
@@ -204,10 +235,14 @@ void EventBus::Trim() {
   uint64_t end = 0;
   {
     absl::MutexLock lock(&mutex_);
-    if (pending_ - oldest_ <= kept_max_) return;
     begin = oldest_;
-    end = std::min(pending_ - kept_max_, begin + kTrimMax);
-    oldest_ = end;
+    while (TooLong(0, 0) && oldest_ < begin + kTrimMax) {
+      kept_bytes_ -= sizes_.front();
+      sizes_.pop_front();
+      ++oldest_;
+    }
+    end = oldest_;
+    if (begin == end) return;
   }
   Batch batch;
   for (uint64_t sequence = begin; sequence < end; ++sequence) {
@@ -218,12 +253,17 @@ void EventBus::Trim() {
 }
 
 void EventBus::Deliver(const Event& event) {
+  const size_t size_bytes = event.envelope->ByteSizeLong();
   for (Subscription* subscriber : subscribers_) {
     if (!subscriber->Wants(*event.envelope)) continue;
     {
       absl::MutexLock queue_lock(&subscriber->mutex_);
       if (subscriber->broken_) continue;
-      if (subscriber->queue_.size() >= kQueuedEventsMax) {
+      subscriber->queued_bytes_ += size_bytes;
+      // One event is taken however large it is.
+      if (subscriber->queue_.size() >= kQueuedEventsMax ||
+          (!subscriber->queue_.empty() &&
+           subscriber->queued_bytes_ > kQueuedEventBytesMax)) {
         subscriber->broken_ = true;
         subscriber->queue_.clear();
       } else {
@@ -353,6 +393,7 @@ absl::StatusOr<Event> Subscription::Next() {
   if (queue_.empty()) return Event();
   Event next = std::move(queue_.front());
   queue_.pop_front();
+  queued_bytes_ -= next.envelope->ByteSizeLong();
   return next;
 }
 

@@ -2,16 +2,18 @@
 // whose filter matches, in the order of their sequence numbers.
 //
 // With OpenLog(), every envelope is kept in the database under its number, the
-// newest `kept_max` of them, and a subscriber can begin where it once was. The
-// event of a change is written in the change's own batch: it is durable exactly
-// if the change is. One that others published (Publish, Forward) survives the
-// death of this process at once, a power failure from the next synced change
-// on. Numbers grow by one but may have gaps, where a change failed.
+// newest `kept_max` of them (fewer if they are large), and a subscriber can
+// begin where it once was. The event of a change is written in the change's own
+// batch: it is durable exactly if the change is. One that others published
+// (Publish, Forward) survives the death of this process at once, a power
+// failure from the next synced change on. Numbers grow by one but may have
+// gaps, where a change failed.
 #ifndef BULKHEAD_SERVICES_METADATA_EVENTS_H_
 #define BULKHEAD_SERVICES_METADATA_EVENTS_H_
 
 #include <google/protobuf/any.pb.h>
 
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <list>
@@ -31,10 +33,15 @@ namespace bulkhead::metadata {
 
 using containerd::types::Envelope;
 
-// Envelopes that one subscriber may leave unread; past it the subscription
-// breaks with kResourceExhausted, so that publishers never wait.
+// Envelopes that one subscriber may leave unread, and their bytes; past either
+// the subscription breaks with kResourceExhausted, so that publishers never
+// wait.
 constexpr size_t kQueuedEventsMax = 65536;
+constexpr size_t kQueuedEventBytesMax = 64 << 20;
 constexpr size_t kSubscribersMax = 4096;
+// Of envelopes that the log keeps, however few they are: anybody may publish
+// large ones.
+constexpr int64_t kEventsKeptBytesMax = 64 << 20;
 
 // `message` in an Any whose type URL is its bare name.
 google::protobuf::Any PackEvent(const google::protobuf::Message& message);
@@ -82,15 +89,18 @@ class Subscription {
 
   absl::Mutex mutex_;
   std::deque<Event> queue_;
+  size_t queued_bytes_ = 0;
   bool broken_ = false;
 };
 
 // Thread-safe; must outlive its subscriptions.
 class EventBus {
  public:
-  // Keeps the newest `kept_max` events (at least one) in `db`, which is
-  // borrowed, and numbers on from the last one there. Call before use.
-  absl::Status OpenLog(Db& db, int64_t kept_max);
+  // Keeps the newest `kept_max` events, of `kept_bytes_max` together (at least
+  // one), in `db`, which is borrowed, and numbers on from the last one there.
+  // Call before use.
+  absl::Status OpenLog(Db& db, int64_t kept_max,
+                       int64_t kept_bytes_max = kEventsKeptBytesMax);
 
   // Events that wait for the batch that they are part of.
   class Staged {
@@ -101,6 +111,7 @@ class EventBus {
     friend class EventBus;
     uint64_t first = 0;
     std::vector<std::shared_ptr<const Envelope>> envelopes;
+    std::vector<uint32_t> sizes;  // As they are kept; none without a log.
   };
   // Numbers `envelopes` and adds them to `batch`. Every Stage() needs its
   // Finish(), soon: later events wait for it.
@@ -135,17 +146,27 @@ class EventBus {
  private:
   friend class Subscription;
   void Deliver(const Event& event);  // Under mutex_.
+  // Under mutex_: whether the log has more than it may, and the slack.
+  bool TooLong(uint64_t slack_events, int64_t slack_bytes) const;
   void Trim();
 
   Db* db_ = nullptr;
   uint64_t kept_max_ = 1;
+  int64_t kept_bytes_max_ = kEventsKeptBytesMax;
   mutable absl::Mutex mutex_;
   std::list<Subscription*> subscribers_;
   uint64_t next_ = 1;     // Next number to give out.
   uint64_t pending_ = 1;  // First number that was not finished.
   uint64_t oldest_ = 1;   // First number that may be in the log.
+  // Bytes of each from oldest_ up to pending_; 0: not there.
+  std::deque<uint32_t> sizes_;
+  int64_t kept_bytes_ = 0;  // Their sum.
   // Finished, but behind one that is not. Null: given up.
-  std::map<uint64_t, std::shared_ptr<const Envelope>> finished_;
+  struct Finished {
+    std::shared_ptr<const Envelope> envelope;
+    uint32_t size_bytes = 0;
+  };
+  std::map<uint64_t, Finished> finished_;
 };
 
 // An envelope with its time set to now.
