@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+from bench import content as content_bench
 from bench import layers as layers_bench
 from bench import measure
 from bench import records as records_bench
@@ -220,7 +221,7 @@ def main():
                         help="of the pulled image, unpacked")
     parser.add_argument("--only", choices=("pull", "run", "layers", "overlayfs", "erofs",
                                            "registries", "shims", "tasks", "records",
-                                           "collect"),
+                                           "collect", "content"),
                         help="layers: overlayfs and erofs")
     parser.add_argument("--rows", default=",".join(layers_bench.ROWS),
                         help="of the layers [%(default)s]")
@@ -274,6 +275,9 @@ def main():
                 shims_bench.bench_shims(report, args.rounds)
             if args.only in (None, "records"):
                 records_bench.bench_records(report, records_bench.build(), sides, 3, 3)
+            if args.only in (None, "content"):
+                content_bench.bench_content(report, content_bench.build(), sides,
+                                            args.pull_rounds, 1024)
             if args.only == "collect":
                 records_bench.bench_collect(report, records_bench.build(), sides)
             if args.only in (None, "run"):
