@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "lib/testing/faulty_files.h"
 #include "lib/testing/temp_dir.h"
+#include "services/content/hash_file.h"
 #include "services/content/store_conformance.h"
 
 namespace bulkhead::content {
@@ -494,8 +495,10 @@ class ReadCountingFiles final : public FaultyFiles {
   absl::StatusOr<size_t> PRead(int fd, void* data, size_t size_bytes,
                                int64_t offset_bytes) override {
     auto n = FaultyFiles::PRead(fd, data, size_bytes, offset_bytes);
-    // Small files are read whole, with room to spare.
-    if (n.ok() && size_bytes > 5000) read_bytes += static_cast<int64_t>(*n);
+    // Small files are read whole, with room for one byte more than they may be.
+    const bool small = size_bytes == kRefBytesMax + 1 ||
+                       size_bytes == kHashFileBytesMax + 1 || size_bytes == 129;
+    if (n.ok() && !small) read_bytes += static_cast<int64_t>(*n);
     return n;
   }
   int64_t read_bytes = 0;
