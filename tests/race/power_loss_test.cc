@@ -376,7 +376,7 @@ TEST(PowerLoss, AtEveryStepOfTheDatabase) {
   std::mt19937 random(20261125);
   int step = 0;
   while (Round(step, -1, random) && !HasFailure()) {
-    step += 1 + static_cast<int>(random() % 15);
+    step += 1 + static_cast<int>(random() % 31);
     ASSERT_LT(step, 5000) << "the work never ends";
   }
   EXPECT_GT(step, 50);
@@ -386,7 +386,7 @@ TEST(PowerLoss, AtEveryStepOfTheBlobs) {
   std::mt19937 random(7);
   int step = 0;
   while (Round(-1, step, random) && !HasFailure()) {
-    step += 1 + static_cast<int>(random() % 19);
+    step += 1 + static_cast<int>(random() % 39);
     ASSERT_LT(step, 5000) << "the work never ends";
   }
   EXPECT_GT(step, 50);
