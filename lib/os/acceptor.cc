@@ -1,6 +1,7 @@
 #include "lib/os/acceptor.h"
 
 #include <fcntl.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 
 #include <cerrno>
@@ -17,7 +18,8 @@ Acceptor::Acceptor(int listener, Refuse refuse)
 }
 
 void Acceptor::Reserve() {
-  reserve_ = UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  // Needs no path: some services may open none.
+  reserve_ = UniqueFd(::eventfd(0, EFD_CLOEXEC));
 }
 
 absl::StatusOr<UniqueFd> Acceptor::Accept(int flags) {

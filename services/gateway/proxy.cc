@@ -209,7 +209,7 @@ class ProxyImpl : public Proxy {
         rejected_->Add();
         log::Error("a client was refused",
                    {{"error", MessageOf(accepted.status())}});
-        continue;
+        return;  // Others first: their end may free one.
       }
       if (!accepted.ok()) return;
       os::UniqueFd fd = *std::move(accepted);
