@@ -115,8 +115,9 @@ class Bench {
       const absl::Time start = absl::Now();
       // In an arena, so that the client's own share stays small.
       google::protobuf::Arena arena;
-      auto* const response = google::protobuf::Arena::CreateMessage<
-          images_v1::ListImagesResponse>(&arena);
+      auto* const response =
+          google::protobuf::Arena::CreateMessage<images_v1::ListImagesResponse>(
+              &arena);
       Check(stub.List(Call().get(), {}, response));
       times.push_back(absl::ToDoubleMilliseconds(absl::Now() - start));
       if (response->images_size() != count) {
