@@ -21,8 +21,12 @@ namespace {
 enum class Kind {
   kOther,
   kSync,
-  kRelease,  // Lets go of something.
+  kRelease,  // Lets go of something, or asks for no room.
 };
+
+Kind KindOfOpen(int flags) {
+  return (flags & (O_CREAT | O_TRUNC)) != 0 ? Kind::kOther : Kind::kRelease;
+}
 
 CallFault g_fault;  // Written by Arm() only.
 std::atomic<bool> g_armed{false};
@@ -107,7 +111,7 @@ std::string FaultyCalls::fired() {
                                mode_t mode) __asm__(#name);                \
   extern "C" int Faulty_##name(const char* path, int flags, mode_t mode) { \
     static auto* const real = Next<int(const char*, int, ...)>(#name);     \
-    return Fails(#name) ? -1 : real(path, flags, mode);                    \
+    return Fails(#name, KindOfOpen(flags)) ? -1 : real(path, flags, mode); \
   }
 #define BULKHEAD_OPEN_AT(name)                                              \
   extern "C" int Faulty_##name(int dir, const char* path, int flags,        \
@@ -115,7 +119,8 @@ std::string FaultyCalls::fired() {
   extern "C" int Faulty_##name(int dir, const char* path, int flags,        \
                                mode_t mode) {                               \
     static auto* const real = Next<int(int, const char*, int, ...)>(#name); \
-    return Fails(#name) ? -1 : real(dir, path, flags, mode);                \
+    return Fails(#name, KindOfOpen(flags)) ? -1                             \
+                                           : real(dir, path, flags, mode);  \
   }
 #define BULKHEAD_WRITE(name, params, args, half_args)              \
   extern "C" ssize_t Faulty_##name params __asm__(#name);          \

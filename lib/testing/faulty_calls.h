@@ -17,7 +17,8 @@ struct CallFault {
   // code runs any more. Its exit status is kDiedAtCall.
   bool die = false;
   // Every call from then on fails too, but those that let go of something
-  // (unlink, rmdir, umount).
+  // (unlink, rmdir, umount) and those that open what is there: a full disk
+  // refuses neither.
   bool for_ever = false;
 };
 

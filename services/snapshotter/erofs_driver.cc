@@ -194,6 +194,7 @@ class ErofsDriver : public Driver {
   }
 
   void Restore(const Place& place, const Places& below) override {
+    ::unlink(PartOf(place.dir).c_str());  // Nobody writes it any more.
     std::vector<std::string> lowers;
     absl::Status status = AddLowers(below, &lowers);
     if (status.ok() && Exists(ImageOf(place))) status = EnsureMounted(place);

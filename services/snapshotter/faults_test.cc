@@ -190,7 +190,7 @@ class Faults : public ::testing::TestWithParam<Driver> {
                 Finish(kFinished);
               }),
               kFinished);
-    EXPECT_EQ(MountTable(), before_);
+    EXPECT_EQ(MoreThan(before_), "");
   }
 
   // This process never opens a database: RocksDB's threads would be missing in
@@ -226,13 +226,15 @@ class Faults : public ::testing::TestWithParam<Driver> {
     RemoveAllSnapshots(*snapshotter);
     EXPECT_EQ(FoldersOf(root_), (std::set<std::string>{}));
     snapshotter.reset();
-    EXPECT_EQ(MountTable(), before_);
+    EXPECT_EQ(MoreThan(before_), "");
   }
 
   // One life, after a look at what the one before left. `goes_on`: what failed
   // is tried again; otherwise the process ends there, without any closing.
   void Live(const CallFault& fault, bool goes_on) {
     Inspect();
+    // Not to be lost when this life is cut short.
+    if (::testing::Test::HasFailure()) Finish(kComplained);
     *progress_ = Progress{.done = 0, .begun = true};
     auto snapshotter = OpenForTest(GetParam(), root_);
     if (snapshotter == nullptr) Finish(kComplained);
@@ -268,7 +270,7 @@ class Faults : public ::testing::TestWithParam<Driver> {
     FaultyCalls::Disarm();
     ExpectWhole(*snapshotter);
     snapshotter.reset();
-    EXPECT_EQ(MountTable(), before_);
+    EXPECT_EQ(MoreThan(before_), "");
     Finish(met ? kFaultWasMet : kFinished);
   }
 
@@ -307,7 +309,9 @@ class Faults : public ::testing::TestWithParam<Driver> {
   // Each record has a folder and each folder a record, what is committed shows
   // what was put there, what is not can be mounted.
   void ExpectWhole(Snapshotter& snapshotter) {
-    const absl::Status clean = snapshotter.Cleanup();
+    absl::Status clean = snapshotter.Cleanup();
+    // The first may have waited for a deletion that had met the fault.
+    if (!clean.ok()) clean = snapshotter.Cleanup();
     EXPECT_TRUE(clean.ok()) << clean;
     const auto all = AllSnapshots(snapshotter);
     EXPECT_EQ(FoldersOf(root_).size(), all.size());
