@@ -1,6 +1,7 @@
 #include "lib/os/acceptor.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 
@@ -47,14 +48,12 @@ absl::StatusOr<UniqueFd> Acceptor::Accept(int flags) {
   reserve_.Reset();
   // Non-blocking: the client may have left.
   const int old_flags = ::fcntl(listener_, F_GETFL);
-  if (old_flags >= 0 && (old_flags & O_NONBLOCK) == 0) {
-    ::fcntl(listener_, F_SETFL, old_flags | O_NONBLOCK);
-  }
+  const bool blocking = old_flags >= 0 && (old_flags & O_NONBLOCK) == 0;
+  if (blocking) ::fcntl(listener_, F_SETFL, old_flags | O_NONBLOCK);
   UniqueFd refused(
       ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-  if (old_flags >= 0 && (old_flags & O_NONBLOCK) == 0) {
-    ::fcntl(listener_, F_SETFL, old_flags);
-  }
+  error = refused.valid() ? 0 : errno;
+  if (blocking) ::fcntl(listener_, F_SETFL, old_flags);
   if (refused.valid() && refuse_ != nullptr) {
     refuse_(refused.get(), none);
     // Closed with something unread, it would be reset and the reason lost.
@@ -65,6 +64,17 @@ absl::StatusOr<UniqueFd> Acceptor::Accept(int flags) {
   }
   refused.Reset();  // Its number is what the reserve gets.
   Reserve();
+  if (error == EAGAIN && blocking) {
+    // The kernel looks for a descriptor before it looks for a client: nobody
+    // has come yet.
+    pollfd wait{listener_, POLLIN, 0};
+    if (::poll(&wait, 1, -1) > 0 && (wait.revents & POLLHUP) != 0) {
+      return ErrnoStatus(EINVAL, "accept");  // Shut down.
+    }
+  } else if (error != 0 && error != EAGAIN && error != ECONNABORTED &&
+             error != EINTR) {
+    return ErrnoStatus(error, "accept");
+  }
   return none;
 }
 

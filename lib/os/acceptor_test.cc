@@ -5,7 +5,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "lib/os/socket.h"
@@ -70,6 +72,24 @@ TEST_F(AcceptorTest, RefusesWithAReasonWhenNoDescriptorIsFree) {
   }
   const UniqueFd fourth = Client();
   EXPECT_TRUE(acceptor.Accept().ok());
+}
+
+// accept(2) says that there is no descriptor before it looks for a client.
+TEST_F(AcceptorTest, WithoutDescriptorAndClientItBlocks) {
+  Acceptor acceptor(listener_.get());
+  std::atomic<int> answers = 0;
+  std::thread accepting;
+  {
+    NoDescriptors none;
+    accepting = std::thread([&] {
+      while (absl::IsResourceExhausted(acceptor.Accept().status())) ++answers;
+    });
+    ::usleep(100'000);
+    EXPECT_EQ(answers, 0);
+    ::shutdown(listener_.get(), SHUT_RDWR);
+    accepting.join();
+  }
+  EXPECT_LE(answers, 1);
 }
 
 TEST_F(AcceptorTest, WithoutAReserveItWaitsAndGetsOneLater) {
