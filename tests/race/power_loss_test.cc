@@ -217,7 +217,7 @@ Objects ReadAll(Suite& suite) {
   const filters::Filter every;
   EXPECT_TRUE(metadata::Containers(store)
                   .List(kNs, every,
-                        [&](Container& container) {
+                        [&](Container& container, std::string_view) {
                           all["c " + container.id()] =
                               Digest::Of(container.spec().value()).str();
                           return true;
@@ -225,21 +225,21 @@ Objects ReadAll(Suite& suite) {
                   .ok());
   EXPECT_TRUE(metadata::Images(store)
                   .List(kNs, every,
-                        [&](Image& image) {
+                        [&](Image& image, std::string_view) {
                           all["i " + image.name()] = image.target().digest();
                           return true;
                         })
                   .ok());
   EXPECT_TRUE(metadata::Leases(store)
                   .List(kNs, every,
-                        [&](Lease& lease) {
+                        [&](Lease& lease, std::string_view) {
                           all["l " + lease.id()] = lease.labels().at("a");
                           return true;
                         })
                   .ok());
   EXPECT_TRUE(metadata::Sandboxes(store)
                   .List(kNs, every,
-                        [&](Sandbox& sandbox) {
+                        [&](Sandbox& sandbox, std::string_view) {
                           all["x " + sandbox.sandbox_id()] =
                               Digest::Of(sandbox.spec().value()).str();
                           return true;
