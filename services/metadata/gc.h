@@ -30,6 +30,8 @@ namespace bulkhead::metadata {
 
 // Objects removed in one step, while writers wait.
 constexpr size_t kSweepStepMax = 128;
+// In which writers go on.
+constexpr absl::Duration kBetweenSweepSteps = absl::Milliseconds(1);
 
 struct CollectResult {
   int64_t leases = 0;
