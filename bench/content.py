@@ -10,7 +10,6 @@ import subprocess
 import time
 
 from bench import measure
-from tests.harness import proc
 
 CHUNK_KIB = 1024  # As ctr and dockerd send it.
 NS = "content"
@@ -18,13 +17,7 @@ NS = "content"
 
 def build():
     """Builds the client; returns its path."""
-    target = "//bench:content_client"
-    env = dict(os.environ, HOME=os.environ.get("HOME", "/root"))
-    subprocess.run(["bazel", "build", "--config=opt", target], check=True, cwd=proc.TOP, env=env,
-                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    bin_dir = subprocess.run(["bazel", "info", "--config=opt", "bazel-bin"], check=True, env=env,
-                             cwd=proc.TOP, capture_output=True, text=True).stdout.strip()
-    return os.path.join(bin_dir, "bench", "content_client")
+    return measure.build_client("bench", "content_client")
 
 
 def call(client, socket, command, mib):

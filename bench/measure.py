@@ -7,7 +7,19 @@ import subprocess
 import threading
 import time
 
+from tests.harness import proc
+
 TICK = os.sysconf("SC_CLK_TCK")
+
+
+def build_client(package, name):
+    """Builds a client of ours, as what is shipped is built; returns its path."""
+    env = dict(os.environ, HOME=os.environ.get("HOME", "/root"))
+    subprocess.run(["bazel", "build", "--config=opt", "//%s:%s" % (package, name)], check=True,
+                   cwd=proc.TOP, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    bin_dir = subprocess.run(["bazel", "info", "--config=opt", "bazel-bin"], check=True, env=env,
+                             cwd=proc.TOP, capture_output=True, text=True).stdout.strip()
+    return os.path.join(bin_dir, package, name)
 
 
 def descendants(pid):

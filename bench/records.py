@@ -4,11 +4,10 @@ One client of our own (records_client.cc) makes the same calls to both. Both
 sides fsync every change; a busy disk slows both, so ratios are what counts.
 """
 
-import os
 import subprocess
 import time
 
-from tests.harness import proc
+from bench import measure
 
 BLOBS, SNAPSHOTS = 5000, 2000  # Of the timed collection.
 MANY = 10000  # Of each, for the collection beside creates.
@@ -16,13 +15,7 @@ MANY = 10000  # Of each, for the collection beside creates.
 
 def build():
     """Builds the client; returns its path."""
-    options = ["--config=opt", "//bench:records_client"]
-    env = dict(os.environ, HOME=os.environ.get("HOME", "/root"))
-    subprocess.run(["bazel", "build"] + options, check=True, cwd=proc.TOP, env=env,
-                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    bin_dir = subprocess.run(["bazel", "info", "--config=opt", "bazel-bin"], check=True, env=env,
-                             cwd=proc.TOP, capture_output=True, text=True).stdout.strip()
-    return os.path.join(bin_dir, "bench", "records_client")
+    return measure.build_client("bench", "records_client")
 
 
 def call(client, side, ns, *command):

@@ -183,13 +183,7 @@ def bench_many(report, sides, image, most):
 
 def build():
     """Builds the client that makes small calls; returns its path."""
-    options = ["--config=opt", "//services/gateway:latency_tool"]
-    env = dict(os.environ, HOME=os.environ.get("HOME", "/root"))
-    subprocess.run(["bazel", "build"] + options, check=True, cwd=proc.TOP, env=env,
-                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    bin_dir = subprocess.run(["bazel", "info", "--config=opt", "bazel-bin"], check=True, env=env,
-                             cwd=proc.TOP, capture_output=True, text=True).stdout.strip()
-    return os.path.join(bin_dir, "services", "gateway", "latency_tool")
+    return measure.build_client("services/gateway", "latency_tool")
 
 
 def bench_calls(report, sides, rounds, tool):

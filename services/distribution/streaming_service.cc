@@ -95,11 +95,6 @@ class GrpcStream : public Stream {
   int inside_ = 0;
 };
 
-// Clients in other languages send a prefix.
-std::string BareType(const std::string& type_url) {
-  return type_url.substr(type_url.rfind('/') + 1);
-}
-
 }  // namespace
 
 grpc::Status StreamingService::Stream(grpc::ServerContext* context,

@@ -22,6 +22,11 @@ struct StreamMessage {
   std::string value;
 };
 
+// Clients in other languages send "type.googleapis.com/...".
+inline std::string BareType(const std::string& type_url) {
+  return type_url.substr(type_url.rfind('/') + 1);
+}
+
 // One end of a stream. Thread-safe; one Receive at a time.
 class Stream {
  public:

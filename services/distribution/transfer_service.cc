@@ -22,6 +22,7 @@
 #include "services/distribution/pull.h"
 #include "services/distribution/push.h"
 #include "services/distribution/registry_signatures.h"
+#include "services/distribution/stream_credentials.h"
 #include "services/distribution/transfer_lease.h"
 
 namespace bulkhead::distribution {
@@ -36,16 +37,9 @@ constexpr char kImageStoreType[] = "containerd.types.transfer.ImageStore";
 constexpr char kImportType[] = "containerd.types.transfer.ImageImportStream";
 constexpr char kExportType[] = "containerd.types.transfer.ImageExportStream";
 constexpr char kProgressType[] = "containerd.types.transfer.Progress";
-constexpr char kAuthRequestType[] = "containerd.types.transfer.AuthRequest";
-constexpr char kAuthResponseType[] = "containerd.types.transfer.AuthResponse";
 constexpr char kRebaseCapability[] = "rebase";
 constexpr char kOurRebasing[] = "overlayfs";
 constexpr char kOurImages[] = "erofs";
-
-// Clients in other languages send "type.googleapis.com/...".
-std::string BareType(const std::string& type_url) {
-  return type_url.substr(type_url.rfind('/') + 1);
-}
 
 // "OCIRegistry" as containerd's messages name things: "*registry.OCIRegistry".
 std::string ShortType(const std::string& type_url) {
@@ -77,50 +71,6 @@ bool SendProgress(Stream& stream, const ProgressEvent& event) {
   return stream.Send({kProgressType, message.SerializeAsString()});
 }
 
-// Asks for credentials over the client's stream, one question at a time.
-class StreamCredentials {
- public:
-  StreamCredentials(std::shared_ptr<Stream> stream, std::string reference)
-      : stream_(std::move(stream)), reference_(std::move(reference)) {}
-
-  absl::StatusOr<Credentials> Ask(const std::string& host,
-                                  const std::vector<std::string>& challenges) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    transfer::AuthRequest request;
-    request.set_host(host);
-    request.set_reference(reference_);
-    for (const std::string& challenge : challenges) {
-      request.add_wwwauthenticate(challenge);
-    }
-    StreamMessage answer;
-    if (!stream_->Send({kAuthRequestType, request.SerializeAsString()}) ||
-        !stream_->Receive(&answer)) {
-      return absl::UnauthenticatedError(
-          "the client has closed the stream for credentials");
-    }
-    transfer::AuthResponse response;
-    if (BareType(answer.type_url) != kAuthResponseType ||
-        !response.ParseFromString(answer.value)) {
-      return absl::InvalidArgumentError("the client's answer is malformed");
-    }
-    Credentials out;
-    if (response.authtype() == transfer::CREDENTIALS) {
-      out.username = response.username();
-      out.secret = response.secret();
-    } else if (response.authtype() == transfer::REFRESH) {
-      out.username = response.username();
-      out.secret = response.secret();
-      out.refresh_token = true;
-    }
-    return out;
-  }
-
- private:
-  const std::shared_ptr<Stream> stream_;
-  const std::string reference_;
-  std::mutex mutex_;
-};
-
 }  // namespace
 
 // What Transfer's thread and its helpers share.
@@ -130,7 +80,8 @@ struct TransferService::Call {
   std::string ns;
   std::string lease;
   std::unique_ptr<Progress> progress;
-  std::vector<std::shared_ptr<Stream>> streams;  // Closed at the end.
+  std::vector<std::shared_ptr<Stream>> streams;    // Closed at the end.
+  std::shared_ptr<StreamCredentials> credentials;  // Null: nobody to ask.
   StopFlag stop;
   std::vector<std::shared_ptr<void>> watchdogs;  // Go before `stop`.
 };
@@ -372,13 +323,9 @@ absl::StatusOr<RegistryOptions> TransferService::OptionsFor(
                      streams_->Get(call.ns, resolver.auth_stream()));
     call.streams.push_back(stream);
     call.watchdogs.push_back(std::make_shared<Watchdog>(&call.stop, stream));
-    const auto credentials =
-        std::make_shared<StreamCredentials>(stream, source.reference());
-    options.credentials = [credentials](
-                              const std::string& host,
-                              const std::vector<std::string>& challenges) {
-      return credentials->Ask(host, challenges);
-    };
+    call.credentials = std::make_shared<StreamCredentials>(stream);
+    options.credentials =
+        StreamCredentials::For(call.credentials, source.reference());
   }
   if (!resolver.logs_stream().empty()) {
     ASSIGN_OR_RETURN(std::shared_ptr<Stream> stream,
@@ -399,8 +346,8 @@ absl::StatusOr<RegistryOptions> TransferService::OptionsFor(
   return options;
 }
 
-// Of the registry an image came from: with the logins and the log of `like`,
-// but none of the headers that were meant for another.
+// Of the registry an image came from: with the log of `like`, but none of the
+// headers and logins that were meant for another.
 absl::StatusOr<RegistryOptions> TransferService::OriginOptions(
     Call& call, const oci::Reference& origin, const RegistryOptions& like,
     const config::Config& config) {
@@ -412,7 +359,8 @@ absl::StatusOr<RegistryOptions> TransferService::OriginOptions(
   ASSIGN_OR_RETURN(options.hosts, HostsFor(origin.host, hosts));
   options.stall_timeout = config.distribution.stall_timeout;
   options.cancelled = [stop = &call.stop] { return stop->Stopped(); };
-  options.credentials = like.credentials;
+  options.credentials =
+      StreamCredentials::For(call.credentials, origin.Locator());
   options.explain = like.explain;
   options.explain_headers = like.explain_headers;
   return options;

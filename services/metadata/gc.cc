@@ -147,7 +147,7 @@ absl::StatusOr<CollectResult> CollectBehindBarrier(
     if (pause != nullptr) *pause += absl::Now() - started;
     // The lock is not fair: without a break those who wait for it would wait
     // for many steps.
-    absl::SleepFor(kBetweenSweepSteps);
+    if (end < garbage.size()) absl::SleepFor(kBetweenSweepSteps);
   }
   // Backends are swept after this: their loss must not outlive the records.
   Batch sync;

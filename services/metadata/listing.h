@@ -43,12 +43,13 @@ absl::Status ListRecords(const Store& store, char kind, const std::string& ns,
                      Candidates(store.db(), view.get(), kind, ns, filter));
     if (candidates.has_value()) {
       for (const std::string& key : *candidates) {
+        std::string stored;
         absl::StatusOr<std::optional<Record>> record =
-            store.Get<Record>(key, view.get());
+            store.Get<Record>(key, view.get(), &stored);
         if (absl::IsDataLoss(record.status())) continue;  // Set aside.
         RETURN_IF_ERROR(record.status());
         if (!record->has_value() || !matches(**record)) continue;
-        if (!visitor(**record, (*record)->SerializeAsString())) break;
+        if (!visitor(**record, stored)) break;
       }
       return absl::OkStatus();
     }

@@ -52,11 +52,13 @@ class Store {
   // parse; it is named, and set aside: from now on there is no such key.
   template <typename Message>
   absl::StatusOr<std::optional<Message>> Get(
-      const std::string& key, const Db::View* view = nullptr) const {
+      const std::string& key, const Db::View* view = nullptr,
+      std::string* stored = nullptr) const {
     ASSIGN_OR_RETURN(std::optional<std::string> bytes, db_->Get(key, view));
     if (!bytes.has_value()) return std::optional<Message>();
     std::optional<Message> message(std::in_place);
     if (!message->ParseFromString(*bytes)) return SetAside(key, *bytes);
+    if (stored != nullptr) *stored = *std::move(bytes);
     return message;
   }
 

@@ -453,10 +453,16 @@ class TreeSnapshotter : public Snapshotter {
   absl::Status DropHalfMade(const std::set<std::string>& folders) {
     std::vector<std::string> keys;
     for (const auto& [key, record] : records_) {
-      if (record.info.kind != Kind::kCommitted &&
-          !folders.contains(absl::StrCat(record.id))) {
-        keys.push_back(key);
+      if (folders.contains(absl::StrCat(record.id))) continue;
+      if (record.info.kind == Kind::kCommitted) {
+        // No crash does that: the folders are somewhere else just now.
+        log::Error("the folder of a committed snapshot is missing",
+                   {{"snapshotter", options_.name},
+                    {"key", key},
+                    {"path", absl::StrCat(snapshots_, "/", record.id)}});
+        return absl::OkStatus();
       }
+      keys.push_back(key);
     }
     for (const std::string& key : keys) {
       const Record& record = records_.at(key);

@@ -68,6 +68,32 @@ TEST(TreeSnapshotter, LeftoversGoAtTheNextStart) {
   EXPECT_EQ(FoldersOf(dir.path()), before);
 }
 
+// As when a disk of its own holds the folders and is not mounted yet.
+TEST(TreeSnapshotter, MissingFoldersDropNoRecord) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  TempDir dir;
+  auto snapshotter = Open(Driver::kOverlay, dir.path());
+  ASSERT_TRUE(snapshotter->Prepare("p", "", {}).ok());
+  ASSERT_TRUE(snapshotter->Commit("base", "p", {}, "").ok());
+  ASSERT_TRUE(snapshotter->Prepare("k", "base", {}).ok());
+  snapshotter.reset();
+  const std::string command = absl::StrCat("cd ", dir.path(), " && ");
+  ASSERT_EQ(
+      std::system(
+          (command + "mv snapshots away && mkdir -m 700 snapshots").c_str()),
+      0);
+  snapshotter = Open(Driver::kOverlay, dir.path());
+  EXPECT_TRUE(snapshotter->Stat("k").ok());
+  snapshotter.reset();
+  ASSERT_EQ(
+      std::system((command + "rmdir snapshots && mv away snapshots").c_str()),
+      0);
+  snapshotter = Open(Driver::kOverlay, dir.path());
+  EXPECT_TRUE(snapshotter->Stat("k").ok());
+  ASSERT_TRUE(snapshotter->Cleanup().ok());
+  EXPECT_EQ(FoldersOf(dir.path()).size(), 2u);
+}
+
 // A child works until it is killed; whatever it acknowledged (a byte in the
 // pipe each) must be there, and nothing that is half a snapshot.
 TEST(TreeSnapshotter, KillAtAnyInstantLosesNothing) {

@@ -190,15 +190,18 @@ class Run(Engine):
                         break
                 if step == 0 and b"# " in out:
                     termios.tcsetwinsize(fd, (22, 77))
-                    os.kill(pid, signal.SIGWINCH)
                     step = 1
                 if step == 1 and b"22 77" not in out:
+                    # The prompt may be there before docker listens for the signal.
+                    os.kill(pid, signal.SIGWINCH)
                     os.write(fd, b"stty size\n")
                     time.sleep(0.1)
                 if step == 1 and b"22 77" in out:
                     os.write(fd, b"exit 4\n")
                     step = 2
             os.close(fd)
+            if time.monotonic() >= end:
+                os.kill(pid, signal.SIGKILL)  # It would wait for ever.
             _, status = os.waitpid(pid, 0)
             self.assertEqual(4, os.waitstatus_to_exitcode(status), out)
             self.assertEqual(2, step, out)
