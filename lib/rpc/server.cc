@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <grpc/grpc.h>
-#include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
@@ -23,6 +22,7 @@
 #include "lib/os/acceptor.h"
 #include "lib/rpc/status.h"
 #include "lib/stats/method_stats.h"
+#include "proto/grpc/health/v1/health.grpc.pb.h"
 
 namespace bulkhead::rpc {
 namespace {
@@ -98,12 +98,31 @@ class CallStatsFactory
   }
 };
 
+// gRPC has one of its own, which uses the callback API. A server with callback
+// methods lets "nexting" threads poll its connections, and those sleep for
+// 100 ms whenever there was none of *their* calls for a second; requests that
+// come meanwhile wait (gRPC 1.51, CallbackAlternativeCQ).
+class HealthService final : public grpc::health::v1::Health::Service {
+ public:
+  grpc::Status Check(grpc::ServerContext*,
+                     const grpc::health::v1::HealthCheckRequest* request,
+                     grpc::health::v1::HealthCheckResponse* response) override {
+    if (!request->service().empty()) {
+      return grpc::Status(grpc::StatusCode::NOT_FOUND, "unknown service");
+    }
+    response->set_status(grpc::health::v1::HealthCheckResponse::SERVING);
+    return grpc::Status::OK;
+  }
+};
+
 class ServerImpl : public Server {
  public:
   ServerImpl(os::UniqueFd listener, os::UniqueFd wake,
+             std::unique_ptr<grpc::Service> health,
              std::unique_ptr<grpc::Server> server)
       : listener_(std::move(listener)),
         wake_(std::move(wake)),
+        health_(std::move(health)),
         server_(std::move(server)),
         acceptor_([this] { AcceptLoop(); }) {}
 
@@ -145,6 +164,7 @@ class ServerImpl : public Server {
 
   os::UniqueFd listener_;
   os::UniqueFd wake_;
+  const std::unique_ptr<grpc::Service> health_;
   std::unique_ptr<grpc::Server> server_;
   std::thread acceptor_;
 };
@@ -155,7 +175,6 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
     os::UniqueFd listener, const std::vector<grpc::Service*>& services) {
   // Never shut the library down: that may wait 10 s for a poller of its own.
   [[maybe_unused]] static const bool kept = (grpc_init(), true);
-  grpc::EnableDefaultHealthCheckService(true);
   ::fcntl(listener.get(), F_SETFL,
           ::fcntl(listener.get(), F_GETFL) | O_NONBLOCK);
   grpc::ServerBuilder builder;
@@ -174,6 +193,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
   grpc::ResourceQuota quota;
   quota.SetMaxThreads(kThreadsMax);
   builder.SetResourceQuota(quota);
+  auto health = std::make_unique<HealthService>();
+  builder.RegisterService(health.get());
   for (grpc::Service* service : services) builder.RegisterService(service);
   std::vector<
       std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>>
@@ -186,8 +207,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
   }
   os::UniqueFd wake(::eventfd(0, EFD_CLOEXEC));
   if (!wake.valid()) return os::ErrnoStatus(errno, "eventfd");
-  return std::unique_ptr<Server>(std::make_unique<ServerImpl>(
-      std::move(listener), std::move(wake), std::move(server)));
+  return std::unique_ptr<Server>(
+      std::make_unique<ServerImpl>(std::move(listener), std::move(wake),
+                                   std::move(health), std::move(server)));
 }
 
 }  // namespace bulkhead::rpc

@@ -26,7 +26,8 @@ constexpr int kMessageBytesMax = 16 << 20;
 class Server {
  public:
   // Serves `services` (borrowed; must outlive the server) on an already
-  // listening socket. grpc.health.v1.Health is served too.
+  // listening socket. grpc.health.v1.Health is served too
+  // (Check). No service may use the callback API (see server.cc).
   static absl::StatusOr<std::unique_ptr<Server>> Start(
       os::UniqueFd listener, const std::vector<grpc::Service*>& services);
 

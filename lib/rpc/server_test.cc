@@ -4,13 +4,18 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
+#include <filesystem>
+
+#include "absl/strings/match.h"
 #include "absl/time/clock.h"
 #include "lib/os/socket.h"
 #include "lib/rpc/channel.h"
 #include "lib/rpc/context.h"
+#include "lib/rpc/removal.h"
 #include "lib/rpc/status.h"
 #include "lib/stats/stats.h"
 #include "proto/containerd/services/version/v1/version.grpc.pb.h"
+#include "proto/grpc/health/v1/health.grpc.pb.h"
 
 namespace bulkhead::rpc {
 namespace {
@@ -87,6 +92,80 @@ TEST_F(ServerTest, ClientsFindARestartedServer) {
   EXPECT_TRUE(RetryUnavailable(absl::Seconds(10), [&] {
                 return Call("a").status();
               }).ok());
+}
+
+// Where gRPC's callback API is used, such threads poll, and sleep for 100 ms
+// now and then while requests wait.
+TEST_F(ServerTest, NoThreadOfTheCallbackApi) {
+  EXPECT_TRUE(Call("a").ok());
+  int threads = 0;
+  for (const auto& task :
+       std::filesystem::directory_iterator("/proc/self/task")) {
+    const absl::StatusOr<std::string> name =
+        os::ReadFile(task.path().string() + "/comm", 64);
+    if (!name.ok()) continue;  // It has ended.
+    ++threads;
+    EXPECT_FALSE(absl::StartsWith(*name, "nexting")) << *name;
+  }
+  EXPECT_GT(threads, 1);
+}
+
+TEST_F(ServerTest, HealthIsOfTheWhole) {
+  namespace health = grpc::health::v1;
+  const auto stub = health::Health::NewStub(Connect(path()));
+  health::HealthCheckRequest request;
+  health::HealthCheckResponse response;
+  const auto check = [&] {
+    return FromGrpc(stub->Check(MakeClientContext({}, absl::Seconds(10)).get(),
+                                request, &response));
+  };
+  EXPECT_TRUE(check().ok());
+  EXPECT_EQ(response.status(), health::HealthCheckResponse::SERVING);
+  request.set_service("x");
+  EXPECT_TRUE(absl::IsNotFound(check()));
+}
+
+TEST_F(ServerTest, ManyAreRemovedInOneCall) {
+  RemovalClient without(Connect(path()));
+  EXPECT_FALSE(without.Remove("", {"a"}, absl::Seconds(10)).has_value());
+
+  RemovalService service(
+      [](const std::string& snapshotter,
+         const std::vector<std::string>& names) -> absl::StatusOr<Removed> {
+        if (snapshotter == "none") return absl::InvalidArgumentError("none");
+        Removed removed;
+        for (const std::string& name : names) {
+          removed.push_back(name == "missing" ? absl::NotFoundError(name)
+                                              : absl::OkStatus());
+        }
+        return removed;
+      });
+  absl::StatusOr<os::UniqueFd> listener = os::ListenUnix(dir_ + "/r", {});
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  absl::StatusOr<std::unique_ptr<Server>> server =
+      Server::Start(std::move(*listener), {&service});
+  ASSERT_TRUE(server.ok()) << server.status();
+  RemovalClient client(Connect(dir_ + "/r"));
+
+  const std::optional<Removed> removed =
+      client.Remove("overlayfs", {"a", "missing", "b"}, absl::Seconds(10));
+  ASSERT_TRUE(removed.has_value());
+  ASSERT_EQ(removed->size(), 3u);
+  EXPECT_TRUE((*removed)[0].ok()) << (*removed)[0];
+  EXPECT_TRUE(absl::IsNotFound((*removed)[1])) << (*removed)[1];
+  EXPECT_TRUE((*removed)[2].ok()) << (*removed)[2];
+
+  const std::optional<Removed> refused =
+      client.Remove("none", {"a", "b"}, absl::Seconds(10));
+  ASSERT_TRUE(refused.has_value());
+  ASSERT_EQ(refused->size(), 2u);
+  EXPECT_TRUE(absl::IsInvalidArgument((*refused)[1])) << (*refused)[1];
+
+  const std::optional<Removed> many =
+      client.Remove("", std::vector<std::string>(kRemovalNamesMax + 1, "a"),
+                    absl::Seconds(10));
+  ASSERT_TRUE(many.has_value());
+  EXPECT_TRUE(absl::IsInvalidArgument(many->front())) << many->front();
 }
 
 TEST_F(ServerTest, CallsAreCounted) {

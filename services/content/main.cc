@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "lib/base/status_macros.h"
+#include "lib/rpc/removal.h"
 #include "lib/service/service.h"
 #include "services/content/content_service.h"
 #include "services/content/data_server.h"
@@ -31,7 +32,18 @@ int ContentMain(int argc, char** argv) {
                 std::move(listener), store.get(),
                 {.verify_on_open = config.content.verify_on_open}));
         content::ContentService service(store.get());
-        RETURN_IF_ERROR(context.ListenGrpc({&service}));
+        rpc::RemovalService removal(
+            [&store](const std::string&, const std::vector<std::string>& names)
+                -> absl::StatusOr<rpc::Removed> {
+              rpc::Removed removed;
+              for (const std::string& name : names) {
+                const absl::StatusOr<Digest> digest = Digest::Parse(name);
+                removed.push_back(digest.ok() ? store->Delete(*digest)
+                                              : digest.status());
+              }
+              return removed;
+            });
+        RETURN_IF_ERROR(context.ListenGrpc({&service, &removal}));
         context.Run();
         return absl::OkStatus();
       });

@@ -19,7 +19,6 @@ using content_v1::Info;
 constexpr size_t kCheckPieceBytes = 1 << 20;
 // Blobs deleted while a commit whose digest is not known beforehand waits.
 constexpr size_t kDeletionStepMax = 64;
-constexpr size_t kDeletionsAtOnce = 4;
 constexpr char kLabelShareable[] = "containerd.io/namespace.shareable";
 
 absl::Status NoBlob(const std::string& digest) {
@@ -374,26 +373,32 @@ absl::Status Content::Record(const WriterRequest& request,
   return exists && !heals ? BlobExists(digest) : absl::OkStatus();
 }
 
-absl::StatusOr<bool> Content::Referenced(const std::string& digest) const {
-  bool referenced = false;
-  absl::Status error;
+absl::StatusOr<std::unordered_set<std::string>> Content::Referenced(
+    const std::vector<std::string>& digests) const {
+  std::vector<std::string> namespaces;
   RETURN_IF_ERROR(store_.db().Scan(Prefix(kind::kNamespace, {}),
                                    [&](std::string_view key, std::string_view) {
-                                     const auto found = store_.db().Get(Key(
-                                         kind::kBlob, {Split(key)[0], digest}));
-                                     error = found.status();
-                                     referenced =
-                                         found.ok() && found->has_value();
-                                     return error.ok() && !referenced;
+                                     namespaces.push_back(Split(key)[0]);
+                                     return true;
                                    }));
-  RETURN_IF_ERROR(error);
-  if (referenced) return true;
+  std::unordered_set<std::string> referenced;
+  for (const std::string& digest : digests) {
+    for (const std::string& ns : namespaces) {
+      ASSIGN_OR_RETURN(const std::optional<std::string> record,
+                       store_.db().Get(Key(kind::kBlob, {ns, digest})));
+      if (!record.has_value()) continue;
+      referenced.insert(digest);
+      break;
+    }
+  }
+  const std::unordered_set<std::string> asked(digests.begin(), digests.end());
   RETURN_IF_ERROR(store_.Scan<IngestRecord>(
       Prefix(kind::kIngest, {}),
       [&](const std::vector<std::string>&, IngestRecord& record) {
-        referenced =
-            record.backend_ref().empty() && record.expected() == digest;
-        return !referenced;
+        if (record.backend_ref().empty() && asked.contains(record.expected())) {
+          referenced.insert(record.expected());
+        }
+        return true;
       }));
   return referenced;
 }
@@ -402,8 +407,8 @@ std::string Content::FaultOf(const std::string& digest, int64_t size_bytes,
                              bool read, int64_t* bytes) {
   const absl::StatusOr<int64_t> size = backend_.Size(digest);
   if (absl::IsNotFound(size.status())) {
-    const absl::StatusOr<bool> named = Referenced(digest);
-    return named.ok() && *named ? "its bytes are missing" : "";
+    const auto named = Referenced({digest});
+    return named.ok() && !named->empty() ? "its bytes are missing" : "";
   }
   if (!size.ok()) {
     return absl::StrCat("cannot be read: ", MessageOf(size.status()));
@@ -522,18 +527,24 @@ absl::Status Content::SweepBackend() {
            blobs[begin]);
       continue;
     }
-    std::vector<absl::Status> results(count);
-    InParallel(count, kDeletionsAtOnce, [&](size_t i) {
-      const std::string& digest = blobs[begin + i];
-      const KeyedLocks::Guard guard = store_.digests().Lock({digest});
-      const absl::StatusOr<bool> referenced = Referenced(digest);
-      results[i] = referenced.status();
-      if (referenced.ok() && !*referenced) results[i] = backend_.Delete(digest);
-    });
-    blind_commits_.Unlock();
-    for (size_t i = 0; i < count; ++i) {
-      note(results[i], "blob", blobs[begin + i]);
+    std::vector<std::string> step(
+        std::make_move_iterator(blobs.begin() + begin),
+        std::make_move_iterator(blobs.begin() + begin + count));
+    std::vector<absl::Status> results;
+    {
+      const KeyedLocks::Guard guard = store_.digests().Lock(step);
+      const auto referenced = Referenced(step);
+      if (referenced.ok()) {
+        std::erase_if(step, [&](const std::string& digest) {
+          return referenced->contains(digest);
+        });
+        results = backend_.DeleteMany(step);
+      } else {
+        results.assign(step.size(), referenced.status());
+      }
     }
+    blind_commits_.Unlock();
+    for (size_t i = 0; i < step.size(); ++i) note(results[i], "blob", step[i]);
   }
   return first;
 }

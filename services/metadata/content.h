@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -142,7 +143,9 @@ class Content {
   absl::Status CheckAbsentLocked(const std::string& ns,
                                  const std::string& lease,
                                  const std::string& digest);
-  absl::StatusOr<bool> Referenced(const std::string& digest) const;
+  // Those among `digests` that records or ingests name.
+  absl::StatusOr<std::unordered_set<std::string>> Referenced(
+      const std::vector<std::string>& digests) const;
   // The size of `digest` in the backend if this namespace may use it unseen.
   absl::StatusOr<std::optional<int64_t>> Shareable(
       const std::string& digest) const;

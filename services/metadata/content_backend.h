@@ -7,11 +7,13 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "lib/dataplane/dataplane.h"
+#include "services/metadata/parallel.h"
 
 namespace bulkhead::metadata {
 
@@ -57,6 +59,9 @@ class BackendWriter {
   virtual absl::Status Abort() = 0;
 };
 
+// Where the backend takes only one in a call.
+inline constexpr size_t kDeletionsAtOnce = 4;
+
 // Thread-safe; calls block on the service. Errors: kNotFound: no such blob or
 // ingest; kUnavailable: the service is down, or a ref is locked ("ref ...").
 class ContentBackend {
@@ -70,6 +75,14 @@ class ContentBackend {
       const std::function<void(const std::string& digest, int64_t size_bytes)>&
           visitor) = 0;
   virtual absl::Status Delete(const std::string& digest) = 0;
+  // One result each, in the same order.
+  virtual std::vector<absl::Status> DeleteMany(
+      const std::vector<std::string>& digests) {
+    std::vector<absl::Status> results(digests.size());
+    InParallel(digests.size(), kDeletionsAtOnce,
+               [&](size_t i) { results[i] = Delete(digests[i]); });
+    return results;
+  }
   virtual absl::StatusOr<BackendIngest> Status(const std::string& ref) = 0;
   virtual absl::StatusOr<std::vector<BackendIngest>> ListIngests() = 0;
   virtual absl::Status Abort(const std::string& ref) = 0;

@@ -20,6 +20,9 @@ namespace {
 constexpr size_t kBlockCacheBytes = 4 << 20;
 constexpr int kOpenFilesMax = 64;
 constexpr size_t kWalBytesMax = 16 << 20;
+// Of a table being written: else its bytes go out all at once, and the journal
+// holds up every sync of the log meanwhile (measured: 90 ms, so 25).
+constexpr uint64_t kTableSyncBytes = 256 << 10;
 
 absl::Status FromRocks(const rocksdb::Status& status, const char* what) {
   if (status.ok()) return absl::OkStatus();
@@ -154,13 +157,15 @@ class RocksDb : public Db {
 rocksdb::Options MakeOptions() {
   rocksdb::Options options;
   options.create_if_missing = true;
-  options.max_write_buffer_number = 2;
+  // More than one waits to be written while a collection runs.
+  options.max_write_buffer_number = 4;
   options.max_open_files = kOpenFilesMax;
   options.max_total_wal_size = kWalBytesMax;
   options.max_background_jobs = 1;
   options.keep_log_file_num = 2;
   options.max_log_file_size = 1 << 20;
   options.recycle_log_file_num = 0;
+  options.bytes_per_sync = kTableSyncBytes;
   options.info_log_level = rocksdb::WARN_LEVEL;
   options.stats_dump_period_sec = 0;
   options.stats_persist_period_sec = 0;

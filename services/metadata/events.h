@@ -38,7 +38,8 @@ using containerd::types::Envelope;
 // wait.
 constexpr size_t kQueuedEventsMax = 65536;
 constexpr size_t kQueuedEventBytesMax = 64 << 20;
-constexpr size_t kSubscribersMax = 4096;
+// Each holds a thread of the server, which has 512.
+constexpr size_t kSubscribersMax = 256;
 // Of envelopes that the log keeps, however few they are: anybody may publish
 // large ones.
 constexpr int64_t kEventsKeptBytesMax = 64 << 20;

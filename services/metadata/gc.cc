@@ -144,10 +144,13 @@ absl::StatusOr<CollectResult> CollectBehindBarrier(
       }
       return sweeper.Apply(/*sync=*/false);
     }));
-    if (pause != nullptr) *pause += absl::Now() - started;
+    const absl::Duration took = absl::Now() - started;
+    if (pause != nullptr) *pause += took;
     // The lock is not fair: without a break those who wait for it would wait
-    // for many steps.
-    if (end < garbage.size()) absl::SleepFor(kBetweenSweepSteps);
+    // for many steps. As long as the step, so that the disk keeps up too.
+    if (end < garbage.size()) {
+      absl::SleepFor(std::max(took, kBetweenSweepSteps));
+    }
   }
   // Backends are swept after this: their loss must not outlive the records.
   Batch sync;
@@ -298,6 +301,9 @@ absl::StatusOr<CollectResult> Collector::Collect(bool backends) {
 
 // What fails is logged and tried again after kRetryInterval.
 void Collector::SweepBackends() {
+  // Beside the snapshots: both wait for the disk most of the time.
+  absl::Status content;
+  std::thread blobs([&] { content = content_.SweepBackend(); });
   bool failed = false;
   for (const std::string& snapshotter : snapshots_.names()) {
     const absl::Status status = snapshots_.SweepBackend(snapshotter);
@@ -306,10 +312,10 @@ void Collector::SweepBackends() {
     log::Debug("snapshotter not swept",
                {{"snapshotter", snapshotter}, {"error", MessageOf(status)}});
   }
-  const absl::Status status = content_.SweepBackend();
-  if (!status.ok()) {
+  blobs.join();
+  if (!content.ok()) {
     failed = true;
-    log::Debug("content not swept", {{"error", MessageOf(status)}});
+    log::Debug("content not swept", {{"error", MessageOf(content)}});
   }
   absl::MutexLock lock(&mutex_);
   retry_ = failed;

@@ -29,7 +29,7 @@
 namespace bulkhead::metadata {
 
 // Objects removed in one step, while writers wait.
-constexpr size_t kSweepStepMax = 128;
+constexpr size_t kSweepStepMax = 64;
 // In which writers go on.
 constexpr absl::Duration kBetweenSweepSteps = absl::Milliseconds(1);
 

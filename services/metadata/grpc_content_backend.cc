@@ -3,6 +3,7 @@
 #include <grpcpp/channel.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -10,6 +11,7 @@
 #include "lib/os/fd.h"
 #include "lib/rpc/channel.h"
 #include "lib/rpc/context.h"
+#include "lib/rpc/removal.h"
 #include "lib/rpc/status.h"
 #include "proto/containerd/services/content/v1/content.grpc.pb.h"
 #include "services/metadata/util.h"
@@ -214,7 +216,9 @@ BackendIngest FromStatus(const v1::Status& status) {
 class GrpcContentBackend final : public ContentBackend {
  public:
   GrpcContentBackend(const std::string& socket, const std::string& data_socket)
-      : stub_(v1::Content::NewStub(rpc::Connect(socket))),
+      : channel_(rpc::Connect(socket)),
+        stub_(v1::Content::NewStub(channel_)),
+        removal_(channel_),
         data_(data_socket),
         has_data_(!data_socket.empty()) {}
 
@@ -262,6 +266,14 @@ class GrpcContentBackend final : public ContentBackend {
     return Retry([&](grpc::ClientContext* context) {
       return stub_->Delete(context, request, &empty);
     });
+  }
+
+  std::vector<absl::Status> DeleteMany(
+      const std::vector<std::string>& digests) override {
+    std::optional<rpc::Removed> removed =
+        removal_.Remove("", digests, kCallTimeout);
+    return removed.has_value() ? *std::move(removed)
+                               : ContentBackend::DeleteMany(digests);
   }
 
   absl::StatusOr<BackendIngest> Status(const std::string& ref) override {
@@ -326,7 +338,9 @@ class GrpcContentBackend final : public ContentBackend {
     });
   }
 
+  const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::Content::Stub> stub_;
+  rpc::RemovalClient removal_;
   const dataplane::Client data_;
   const bool has_data_;
 };

@@ -3,9 +3,11 @@
 #include <grpcpp/channel.h>
 
 #include <chrono>
+#include <optional>
 
 #include "lib/rpc/channel.h"
 #include "lib/rpc/context.h"
+#include "lib/rpc/removal.h"
 #include "lib/rpc/status.h"
 #include "proto/containerd/services/snapshots/v1/snapshots.grpc.pb.h"
 
@@ -15,6 +17,7 @@ namespace {
 namespace v1 = snapshots_v1;
 
 constexpr absl::Duration kRetryTimeout = absl::Seconds(3);
+constexpr absl::Duration kRemovalTimeout = absl::Minutes(1);
 // A snapshotter may refuse calls without a namespace, as a containerd does. One
 // for all: snapshots are shared between ours, and the collector has none.
 constexpr char kNamespace[] = "default";
@@ -24,6 +27,7 @@ class GrpcSnapshotBackend final : public SnapshotBackend {
   GrpcSnapshotBackend(const std::string& socket, std::string snapshotter)
       : channel_(rpc::Connect(socket)),
         stub_(v1::Snapshots::NewStub(channel_)),
+        removal_(channel_),
         name_(std::move(snapshotter)) {}
 
   absl::StatusOr<Mounts> Prepare(const std::string& key,
@@ -79,6 +83,14 @@ class GrpcSnapshotBackend final : public SnapshotBackend {
     request.set_key(key);
     google::protobuf::Empty response;
     return Retry(&v1::Snapshots::Stub::Remove, request, &response);
+  }
+
+  std::vector<absl::Status> RemoveMany(
+      const std::vector<std::string>& keys) override {
+    std::optional<rpc::Removed> removed =
+        removal_.Remove(name_, keys, kRemovalTimeout);
+    return removed.has_value() ? *std::move(removed)
+                               : SnapshotBackend::RemoveMany(keys);
   }
 
   absl::StatusOr<v1::Info> Stat(const std::string& key) override {
@@ -173,6 +185,7 @@ class GrpcSnapshotBackend final : public SnapshotBackend {
 
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::Snapshots::Stub> stub_;
+  rpc::RemovalClient removal_;
   const std::string name_;
 };
 

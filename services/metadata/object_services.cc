@@ -387,118 +387,18 @@ class SandboxService final : public sandbox_v1::Store::Service {
   Sandboxes core_;
 };
 
-// One Subscribe call. Owned by gRPC; deletes itself when the call is over.
-class SubscribeReactor final : public grpc::ServerWriteReactor<Envelope> {
- public:
-  SubscribeReactor(EventBus& bus, grpc::CallbackServerContext* context,
-                   const events_v1::SubscribeRequest& request) {
-    absl::StatusOr<filters::Filter> filter =
-        filters::Filter::Parse(request.filters());
-    if (!filter.ok()) {
-      // containerd leaves this error unmapped.
-      const grpc::Status mapped = ToGrpc(filter.status());
-      Finish({grpc::StatusCode::UNKNOWN, mapped.error_message()});
-      return;
-    }
-    std::optional<uint64_t> after;
-    const auto header = context->client_metadata().find(kEventsAfterHeader);
-    if (header != context->client_metadata().end()) {
-      after.emplace();
-      const std::string text(header->second.data(), header->second.size());
-      if (!absl::SimpleAtoi(text, &*after)) {
-        Finish(ToGrpc(absl::InvalidArgumentError(absl::StrCat(
-            kEventsAfterHeader, ": ", Quoted(text), " is not a number"))));
-        return;
-      }
-      numbered_ = true;
-      context->AddInitialMetadata(kEventsLastHeader, absl::StrCat(bus.last()));
-    }
-    {
-      absl::MutexLock lock(&mutex_);
-      busy_ = true;  // Until the headers are out.
-    }
-    absl::StatusOr<std::unique_ptr<Subscription>> subscription = bus.Subscribe(
-        *std::move(filter), [this] { Pump(); }, after);
-    if (!subscription.ok()) {
-      Finish(ToGrpc(subscription.status()));
-      return;
-    }
-    subscription_ = *std::move(subscription);
-    StartSendInitialMetadata();
-  }
+// After which a subscriber that has left is noticed.
+constexpr absl::Duration kCancelLook = absl::Milliseconds(500);
 
-  void OnSendInitialMetadataDone(bool ok) override { Written(ok); }
-  void OnWriteDone(bool ok) override { Written(ok); }
-  void OnCancel() override {
-    {
-      absl::MutexLock lock(&mutex_);
-      if (finished_) return;
-      ended_ = true;
-      if (busy_) return;  // Written() finishes.
-      finished_ = true;
-    }
-    Finish(grpc::Status::CANCELLED);
-  }
-  void OnDone() override { delete this; }
+// `event` with its number in a field of its own.
+Envelope Numbered(const Event& event) {
+  Envelope copy = *event.envelope;
+  copy.GetReflection()->MutableUnknownFields(&copy)->AddVarint(kSequenceField,
+                                                               event.sequence);
+  return copy;
+}
 
- private:
-  void Written(bool ok) {
-    {
-      absl::MutexLock lock(&mutex_);
-      busy_ = false;
-      if (!ok) ended_ = true;
-    }
-    Pump();
-  }
-
-  // Writes the next envelope unless a write is under way.
-  void Pump() {
-    grpc::Status status = grpc::Status::CANCELLED;
-    bool finish = false;
-    {
-      absl::MutexLock lock(&mutex_);
-      if (busy_ || finished_) return;
-      if (!ended_) {
-        const absl::StatusOr<Event> next = subscription_->Next();
-        if (next.ok()) {
-          if (next->envelope == nullptr) return;
-          current_ = next->envelope;
-          if (numbered_) current_ = Numbered(*next);
-          busy_ = true;
-        } else {
-          ended_ = true;
-          status = ToGrpc(next.status());
-        }
-      }
-      finish = finished_ = ended_;
-    }
-    if (finish) {
-      Finish(status);
-    } else {
-      StartWrite(current_.get());
-    }
-  }
-
-  static std::shared_ptr<const Envelope> Numbered(const Event& event) {
-    auto copy = std::make_shared<Envelope>(*event.envelope);
-    copy->GetReflection()
-        ->MutableUnknownFields(copy.get())
-        ->AddVarint(kSequenceField, event.sequence);
-    return copy;
-  }
-
-  bool numbered_ = false;
-  absl::Mutex mutex_;
-  bool busy_ = false;      // A write is under way.
-  bool ended_ = false;     // No more writes.
-  bool finished_ = false;  // Finish() was called.
-  std::shared_ptr<const Envelope> current_;
-  std::unique_ptr<Subscription> subscription_;
-};
-
-class EventsService final
-    : public events_v1::Events::WithCallbackMethod_Subscribe<
-          events_v1::Events::Service> {
+class EventsService final : public events_v1::Events::Service {
  public:
   explicit EventsService(EventBus& bus) : bus_(bus) {}
 
@@ -524,10 +424,54 @@ class EventsService final
     }
     return ToGrpc(bus_.Forward(envelope));
   }
-  grpc::ServerWriteReactor<Envelope>* Subscribe(
-      grpc::CallbackServerContext* context,
-      const events_v1::SubscribeRequest* request) override {
-    return new SubscribeReactor(bus_, context, *request);
+  grpc::Status Subscribe(ServerContext* context,
+                         const events_v1::SubscribeRequest* request,
+                         grpc::ServerWriter<Envelope>* writer) override {
+    absl::StatusOr<filters::Filter> filter =
+        filters::Filter::Parse(request->filters());
+    if (!filter.ok()) {
+      // containerd leaves this error unmapped.
+      const grpc::Status mapped = ToGrpc(filter.status());
+      return {grpc::StatusCode::UNKNOWN, mapped.error_message()};
+    }
+    std::optional<uint64_t> after;
+    const auto header = context->client_metadata().find(kEventsAfterHeader);
+    if (header != context->client_metadata().end()) {
+      const std::string text(header->second.data(), header->second.size());
+      if (!absl::SimpleAtoi(text, &after.emplace())) {
+        return ToGrpc(absl::InvalidArgumentError(absl::StrCat(
+            kEventsAfterHeader, ": ", Quoted(text), " is not a number")));
+      }
+      context->AddInitialMetadata(kEventsLastHeader, absl::StrCat(bus_.last()));
+    }
+    absl::Mutex mutex;
+    bool ready = false;
+    bool idle = false;
+    ASSIGN_OR_REPLY(const std::unique_ptr<Subscription> subscription,
+                    bus_.Subscribe(
+                        *std::move(filter),
+                        [&] {
+                          absl::MutexLock lock(&mutex);
+                          ready = true;
+                        },
+                        after));
+    writer->SendInitialMetadata();
+    while (!context->IsCancelled()) {
+      {
+        // Nothing tells this thread that the client has left.
+        absl::MutexLock lock(&mutex);
+        if (idle) mutex.AwaitWithTimeout(absl::Condition(&ready), kCancelLook);
+        ready = false;
+      }
+      ASSIGN_OR_REPLY(const Event next, subscription->Next());
+      idle = next.envelope == nullptr;
+      if (idle) continue;
+      if (!(after.has_value() ? writer->Write(Numbered(next))
+                              : writer->Write(*next.envelope))) {
+        break;
+      }
+    }
+    return grpc::Status::CANCELLED;
   }
 
  private:

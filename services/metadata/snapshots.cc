@@ -1,5 +1,6 @@
 #include "services/metadata/snapshots.h"
 
+#include <algorithm>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -15,7 +16,7 @@ namespace events = containerd::events;
 using snapshots_v1::Info;
 
 constexpr char kInheritedPrefix[] = "containerd.io/snapshot/";
-constexpr size_t kRemovalsAtOnce = 8;
+constexpr size_t kRemovalStepMax = 64;
 
 std::string RecordKey(const SnapshotCall& call, const std::string& key) {
   return Key(kind::kSnapshot, {call.ns, call.snapshotter, key});
@@ -677,47 +678,51 @@ absl::Status Snapshots::SweepBackend(const std::string& snapshotter) {
   for (const auto& [key, parent] : parents) {
     if (!children.contains(key)) leaves.push_back(key);
   }
-  // Several at a time: a snapshotter that syncs its records does so once for
-  // all that come at once.
+  // Those of `keys` that no record names.
+  const auto free = [&](const std::vector<std::string>& keys)
+      -> absl::StatusOr<std::vector<std::string>> {
+    std::vector<std::string> found;
+    for (const std::string& key : keys) {
+      ASSIGN_OR_RETURN(const bool used, named(key));
+      if (used) continue;
+      // A commit without an answer may have made it just now.
+      ASSIGN_OR_RETURN(
+          const std::optional<std::string> commit,
+          store_.db().Get(Key(kind::kSnapshotCommit, {snapshotter, key})));
+      if (!commit.has_value()) found.push_back(key);
+    }
+    return found;
+  };
   absl::Status first;
   bool removed = false;
   while (!leaves.empty()) {
-    std::vector<absl::Status> results(leaves.size());
-    InParallel(leaves.size(), kRemovalsAtOnce, [&](size_t i) {
-      const KeyedLocks::Guard guard = backend_keys_.Lock({leaves[i]});
-      absl::StatusOr<bool> used = named(leaves[i]);
-      if (used.ok() && !*used) {
-        // A commit without an answer may have made it just now.
-        const absl::StatusOr<std::optional<std::string>> commit =
-            store_.db().Get(
-                Key(kind::kSnapshotCommit, {snapshotter, leaves[i]}));
-        used = commit.ok() ? absl::StatusOr<bool>(commit->has_value())
-                           : commit.status();
-      }
-      results[i] = !used.ok() ? used.status()
-                   : *used    ? absl::FailedPreconditionError("in use")
-                              : backend->Remove(leaves[i]);
-    });
-    std::vector<std::string> parents_free;
-    for (size_t i = 0; i < leaves.size(); ++i) {
-      // In use, or below something that we were not told of: stays for now.
+    const size_t count = std::min(leaves.size(), kRemovalStepMax);
+    std::vector<std::string> step(leaves.end() - count, leaves.end());
+    leaves.resize(leaves.size() - count);
+    std::vector<absl::Status> results;
+    {
+      const KeyedLocks::Guard guard = backend_keys_.Lock(step);
+      ASSIGN_OR_RETURN(step, free(step));
+      if (!step.empty()) results = backend->RemoveMany(step);
+    }
+    for (size_t i = 0; i < step.size(); ++i) {
+      // Below something that we were not told of: stays for now.
       if (absl::IsFailedPrecondition(results[i])) continue;
       if (!results[i].ok() && !absl::IsNotFound(results[i])) {
         log::Warn("garbage not removed, will be tried again",
                   {{"snapshotter", snapshotter},
-                   {"snapshot", leaves[i]},
+                   {"snapshot", step[i]},
                    {"error", MessageOf(results[i])}});
         first.Update(results[i]);
         continue;
       }
       removed = true;
-      const std::string& parent = parents[leaves[i]];
+      const std::string& parent = parents[step[i]];
       if (!parent.empty() && --children[parent] == 0 &&
           parents.contains(parent)) {
-        parents_free.push_back(parent);
+        leaves.push_back(parent);
       }
     }
-    leaves = std::move(parents_free);
   }
   if (removed) {
     const absl::Status status = backend->Cleanup();

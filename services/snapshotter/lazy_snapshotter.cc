@@ -41,9 +41,13 @@ class LazySnapshotter : public Snapshotter {
     ASSIGN_OR_RETURN(Snapshotter * real, Open());
     return real->Commit(name, key, labels, parent);
   }
-  absl::Status Remove(const std::string& key) override {
+  std::vector<absl::Status> RemoveMany(
+      const std::vector<std::string>& keys) override {
     Snapshotter* real = Opened();
-    return real == nullptr ? None(key) : real->Remove(key);
+    if (real != nullptr) return real->RemoveMany(keys);
+    std::vector<absl::Status> results;
+    for (const std::string& key : keys) results.push_back(None(key));
+    return results;
   }
   absl::StatusOr<SnapshotInfo> Stat(const std::string& key) override {
     Snapshotter* real = Opened();

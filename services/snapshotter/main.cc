@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
+#include "lib/rpc/removal.h"
 #include "lib/service/service.h"
 #include "services/snapshotter/applier.h"
 #include "services/snapshotter/data_server.h"
@@ -104,6 +105,14 @@ int SnapshotterMain(int argc, char** argv) {
              .temp_dir = temp_dir},
             std::move(processors));
         snapshotter::SnapshotsService snapshots(borrowed);
+        rpc::RemovalService removal(
+            [&snapshots](const std::string& name,
+                         const std::vector<std::string>& keys)
+                -> absl::StatusOr<rpc::Removed> {
+              ASSIGN_OR_RETURN(snapshotter::Snapshotter* const named,
+                               snapshots.Named(name));
+              return named->RemoveMany(keys);
+            });
         snapshotter::DiffService diff(
             applier, {.content_data_socket = config.DataSocket("content"),
                       .content_socket = config.Socket("content"),
@@ -119,7 +128,8 @@ int SnapshotterMain(int argc, char** argv) {
             context.Listen("data", config.DataSocket("snapshotter"), 0600,
                            SOCK_SEQPACKET));
         snapshotter::DataServer data(std::move(listener), applier);
-        RETURN_IF_ERROR(context.ListenGrpc({&snapshots, &diff, &mounts}));
+        RETURN_IF_ERROR(
+            context.ListenGrpc({&snapshots, &removal, &diff, &mounts}));
         context.Run();
         return absl::OkStatus();
       });

@@ -113,9 +113,9 @@ class RocksRecordDb : public RecordDb {
     return ToStatus(db_->Write(synced_, &batch), "writing a snapshot");
   }
 
-  absl::Status Delete(const std::string& key) override {
+  absl::Status Delete(const std::vector<std::string>& keys) override {
     rocksdb::WriteBatch batch;
-    batch.Delete(key);
+    for (const std::string& key : keys) batch.Delete(key);
     return ToStatus(db_->Write(synced_, &batch), "deleting a snapshot");
   }
 

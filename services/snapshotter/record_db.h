@@ -46,7 +46,8 @@ class RecordDb {
   // step.
   virtual absl::Status Put(const Record& record,
                            const std::string& old_key = "") = 0;
-  virtual absl::Status Delete(const std::string& key) = 0;
+  // In one step.
+  virtual absl::Status Delete(const std::vector<std::string>& keys) = 0;
 };
 
 }  // namespace bulkhead::snapshotter

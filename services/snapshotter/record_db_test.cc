@@ -51,7 +51,7 @@ absl::Status Step(RecordDb* db, int number, Model* model) {
   const std::string old = absl::StrCat("s", (number + 2) % 5);
   if (number % 4 == 3) {
     model->erase(old);
-    return db->Delete(old);
+    return db->Delete({old});
   }
   (*model)[record.info.name] = {record.id, record.info.labels["l"]};
   if (number % 4 != 2) return db->Put(record);

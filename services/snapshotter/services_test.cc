@@ -76,11 +76,17 @@ class RemoteSnapshotter : public Snapshotter {
     google::protobuf::Empty response;
     return Call(&v1::Snapshots::Stub::Commit, &request, &response);
   }
-  absl::Status Remove(const std::string& key) override {
-    v1::RemoveSnapshotRequest request;
-    request.set_key(key);
-    google::protobuf::Empty response;
-    return Call(&v1::Snapshots::Stub::Remove, &request, &response);
+  std::vector<absl::Status> RemoveMany(
+      const std::vector<std::string>& keys) override {
+    std::vector<absl::Status> results;
+    for (const std::string& key : keys) {
+      v1::RemoveSnapshotRequest request;
+      request.set_key(key);
+      google::protobuf::Empty response;
+      results.push_back(
+          Call(&v1::Snapshots::Stub::Remove, &request, &response));
+    }
+    return results;
   }
   absl::StatusOr<SnapshotInfo> Stat(const std::string& key) override {
     v1::StatSnapshotRequest request;

@@ -22,6 +22,9 @@ class SnapshotsService final
   explicit SnapshotsService(std::vector<Snapshotter*> snapshotters)
       : snapshotters_(std::move(snapshotters)) {}
 
+  // The only one answers to any name. Errors: kInvalidArgument: none has it.
+  absl::StatusOr<Snapshotter*> Named(const std::string& name) const;
+
   grpc::Status Prepare(
       grpc::ServerContext* context,
       const containerd::services::snapshots::v1::PrepareSnapshotRequest*
@@ -71,8 +74,6 @@ class SnapshotsService final
       google::protobuf::Empty* response) override;
 
  private:
-  absl::StatusOr<Snapshotter*> Named(const std::string& name) const;
-
   const std::vector<Snapshotter*> snapshotters_;
 };
 

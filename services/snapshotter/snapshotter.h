@@ -76,7 +76,12 @@ class Snapshotter {
                               const std::string& parent) = 0;
 
   // Errors: kNotFound. kFailedPrecondition: it has children.
-  virtual absl::Status Remove(const std::string& key) = 0;
+  absl::Status Remove(const std::string& key) { return RemoveMany({key})[0]; }
+
+  // The same for many in one durable step; a parent goes in a later one than
+  // its last child. One result each, in the same order.
+  virtual std::vector<absl::Status> RemoveMany(
+      const std::vector<std::string>& keys) = 0;
 
   // Errors: kNotFound.
   virtual absl::StatusOr<SnapshotInfo> Stat(const std::string& key) = 0;

@@ -183,6 +183,24 @@ TEST_P(SnapshotterConformance, CommitReplacesKeyAndLabels) {
   EXPECT_GT(info->created_at_ns, 0);
 }
 
+TEST_P(SnapshotterConformance, ManyAreRemovedEachByItsOwnResult) {
+  Layer("below", "", "a", "1");
+  for (const char* key : {"k1", "k2", "k3"}) {
+    ASSERT_TRUE(snapshotter_->Prepare(key, "below", {}).ok());
+  }
+  const auto results =
+      snapshotter_->RemoveMany({"k1", "missing", "below", "k2"});
+  ASSERT_EQ(results.size(), 4u);
+  EXPECT_TRUE(results[0].ok()) << results[0];
+  EXPECT_TRUE(absl::IsNotFound(results[1])) << results[1];
+  EXPECT_TRUE(absl::IsFailedPrecondition(results[2])) << results[2];
+  EXPECT_TRUE(results[3].ok()) << results[3];
+  EXPECT_TRUE(absl::IsNotFound(snapshotter_->Stat("k2").status()));
+  EXPECT_TRUE(snapshotter_->Stat("k3").ok());
+  EXPECT_TRUE(snapshotter_->Remove("k3").ok());
+  EXPECT_TRUE(snapshotter_->Remove("below").ok());
+}
+
 TEST_P(SnapshotterConformance, UpdateFollowsItsMask) {
   ASSERT_TRUE(snapshotter_->Prepare("k", "", {{"a", "1"}, {"b", "2"}}).ok());
   auto labels = [&](const Labels& in, const std::vector<std::string>& paths) {

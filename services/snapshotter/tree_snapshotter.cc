@@ -31,6 +31,7 @@ namespace {
 
 constexpr char kUpperDirLabel[] = "containerd.io/snapshot/overlay.upperdir";
 constexpr char kRemovedPrefix[] = "rm-";
+constexpr int kDeleters = 2;  // One waits for the disk while one works.
 
 int64_t NowNs() { return absl::ToUnixNanos(absl::Now()); }
 
@@ -114,7 +115,7 @@ class TreeSnapshotter : public Snapshotter {
       stopping_ = true;
       changed_.notify_all();
     }
-    if (deleter_.joinable()) deleter_.join();
+    for (std::thread& deleter : deleters_) deleter.join();
     std::lock_guard lock(mutex_);
     Places committed;
     for (const auto& [key, record] : records_) {
@@ -157,7 +158,9 @@ class TreeSnapshotter : public Snapshotter {
         driver_->Restore(PlaceOf(record), Chain(record.info.parent));
       }
     }
-    deleter_ = std::thread([this] { DeleteLoop(); });
+    for (int i = 0; i < kDeleters; ++i) {
+      deleters_.emplace_back([this] { DeleteLoop(); });
+    }
     return absl::OkStatus();
   }
 
@@ -268,33 +271,39 @@ class TreeSnapshotter : public Snapshotter {
     return absl::OkStatus();
   }
 
-  absl::Status Remove(const std::string& key) override {
-    const KeyLocks::Hold hold(locks_, {key});
-    Record record;
+  std::vector<absl::Status> RemoveMany(
+      const std::vector<std::string>& keys) override {
+    const KeyLocks::Hold hold(locks_, {keys.begin(), keys.end()});
+    std::vector<absl::Status> results;
+    std::vector<size_t> taken;    // Of `keys` ...
+    std::vector<Record> records;  // ... and what they were.
+    std::vector<std::string> names;
     {
       std::lock_guard lock(mutex_);
-      ASSIGN_OR_RETURN(const Record* found, Find(key));
-      if (children_.contains(key)) {
-        return absl::FailedPreconditionError(
-            "cannot remove snapshot with child");
+      for (const std::string& key : keys) {
+        results.push_back(Take(key, &records));
+        if (!results.back().ok()) continue;
+        taken.push_back(results.size() - 1);
+        names.push_back(key);
       }
-      record = *found;
-      records_.erase(key);
-      in_flight_.insert(record.id);
-      ids_.erase(record.id);
     }
-    const absl::Status status = db_->Delete(key);
+    if (names.empty()) return results;
+    const absl::Status status = db_->Delete(names);
     std::lock_guard lock(mutex_);
-    in_flight_.erase(record.id);
-    if (!status.ok()) {
-      ids_[record.id] = key;
-      records_[key] = std::move(record);
-      return status;
+    for (size_t i = 0; i < taken.size(); ++i) {
+      Record& record = records[i];
+      results[taken[i]] = status;
+      in_flight_.erase(record.id);
+      if (!status.ok()) {
+        ids_[record.id] = names[i];
+        records_[names[i]] = std::move(record);
+        continue;
+      }
+      if (!record.info.parent.empty()) DropChild(record.info.parent);
+      synced_.erase(record.id);
+      Discard(absl::StrCat(record.id));
     }
-    if (!record.info.parent.empty()) DropChild(record.info.parent);
-    synced_.erase(record.id);
-    Discard(absl::StrCat(record.id));
-    return absl::OkStatus();
+    return results;
   }
 
   absl::StatusOr<SnapshotInfo> Stat(const std::string& key) override {
@@ -374,8 +383,9 @@ class TreeSnapshotter : public Snapshotter {
       const bool numbered = absl::SimpleAtoi(name, &id);
       if (numbered && (ids_.contains(id) || in_flight_.contains(id))) continue;
       if (absl::StartsWith(name, kRemovedPrefix) &&
-          (deleting_ == name || std::find(deletions_.begin(), deletions_.end(),
-                                          name) != deletions_.end())) {
+          (deleting_.contains(name) ||
+           std::find(deletions_.begin(), deletions_.end(), name) !=
+               deletions_.end())) {
         continue;
       }
       Discard(name);
@@ -468,7 +478,7 @@ class TreeSnapshotter : public Snapshotter {
       const Record& record = records_.at(key);
       log::Warn("dropping a snapshot that has no folder",
                 {{"snapshotter", options_.name}, {"key", key}});
-      RETURN_IF_ERROR(db_->Delete(key));
+      RETURN_IF_ERROR(db_->Delete({key}));
       if (!record.info.parent.empty()) DropChild(record.info.parent);
       ids_.erase(record.id);
       records_.erase(key);
@@ -522,6 +532,20 @@ class TreeSnapshotter : public Snapshotter {
     return places;
   }
 
+  // Moves the record of `key`, which is to be removed, to `records`.
+  absl::Status Take(const std::string& key, std::vector<Record>* records) {
+    RETURN_IF_ERROR(Find(key).status());
+    if (children_.contains(key)) {
+      return absl::FailedPreconditionError("cannot remove snapshot with child");
+    }
+    const auto it = records_.find(key);
+    in_flight_.insert(it->second.id);
+    ids_.erase(it->second.id);
+    records->push_back(std::move(it->second));
+    records_.erase(it);
+    return absl::OkStatus();
+  }
+
   void DropChild(const std::string& parent) {
     const auto it = children_.find(parent);
     if (it != children_.end() && --it->second == 0) children_.erase(it);
@@ -559,15 +583,16 @@ class TreeSnapshotter : public Snapshotter {
     changed_.notify_all();
   }
 
-  // Without mutex_: the deleting thread.
+  // Without mutex_: a deleting thread.
   void DeleteLoop() {
     std::unique_lock lock(mutex_);
     for (;;) {
       changed_.wait(lock, [this] { return stopping_ || !deletions_.empty(); });
       if (stopping_) return;  // The rest goes at the next start.
-      deleting_ = deletions_.front();
+      const std::string name = deletions_.front();
       deletions_.pop_front();
-      const std::string path = absl::StrCat(snapshots_, "/", deleting_);
+      deleting_.insert(name);
+      const std::string path = absl::StrCat(snapshots_, "/", name);
       lock.unlock();
       const absl::Status status = driver_->Delete(path);
       if (!status.ok()) {
@@ -576,7 +601,7 @@ class TreeSnapshotter : public Snapshotter {
       }
       lock.lock();
       if (!status.ok()) ++failures_;
-      deleting_.clear();
+      deleting_.erase(name);
       changed_.notify_all();
     }
   }
@@ -647,10 +672,10 @@ class TreeSnapshotter : public Snapshotter {
   std::set<uint64_t> synced_;              // Unpacked, synced, not touched.
   uint64_t next_id_ = 1;
   std::deque<std::string> deletions_;
-  std::string deleting_;
+  std::set<std::string> deleting_;
   uint64_t failures_ = 0;
   bool stopping_ = false;
-  std::thread deleter_;
+  std::vector<std::thread> deleters_;
 };
 
 }  // namespace
