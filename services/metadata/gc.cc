@@ -131,6 +131,7 @@ absl::StatusOr<CollectResult> CollectBehindBarrier(
 
   CollectResult result;
   Sweeper sweeper(store, &result);
+  int64_t seen = store.mutations;
   for (size_t begin = 0; begin < garbage.size(); begin += kSweepStepMax) {
     // Most of what was noted, while writers go on.
     RETURN_IF_ERROR(marker.MarkNoted(store.TakeNoted()));
@@ -147,10 +148,14 @@ absl::StatusOr<CollectResult> CollectBehindBarrier(
     const absl::Duration took = absl::Now() - started;
     if (pause != nullptr) *pause += took;
     // The lock is not fair: without a break those who wait for it would wait
-    // for many steps. As long as the step, so that the disk keeps up too.
+    // for many steps. Where there are some, it is as long as the step, so that
+    // the disk keeps up too.
+    const int64_t mutations = store.mutations;
     if (end < garbage.size()) {
-      absl::SleepFor(std::max(took, kBetweenSweepSteps));
+      absl::SleepFor(mutations == seen ? kBetweenSweepSteps
+                                       : std::max(took, kBetweenSweepSteps));
     }
+    seen = mutations;
   }
   // Backends are swept after this: their loss must not outlive the records.
   Batch sync;
