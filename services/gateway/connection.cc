@@ -14,7 +14,10 @@ constexpr size_t kReadBytes = 256 << 10;
 constexpr size_t kOutBytesMax = 256 << 10;
 // Buffers that grew larger are given back when they are empty.
 constexpr size_t kKeptBytesMax = 64 << 10;
-constexpr size_t kCompactBytes = 128 << 10;
+constexpr size_t kSpareBytesMax = 1 << 20;
+constexpr size_t kSparesMax = 3;
+
+thread_local std::vector<std::string> t_spares;
 
 }  // namespace
 
@@ -60,18 +63,32 @@ void HeaderBlock::Clear() {
 
 void Buffer::Drop(size_t size) {
   head_ += size;
-  if (head_ == bytes_.size()) {
+  if (head_ < bytes_.size()) return;
+  head_ = 0;
+  bytes_.clear();
+  if (bytes_.capacity() <= kKeptBytesMax) return;
+  if (t_spares.size() < kSparesMax && bytes_.capacity() <= kSpareBytesMax) {
+    t_spares.push_back(std::move(bytes_));
+  }
+  bytes_ = std::string();
+}
+
+void Buffer::Grow(size_t size) {
+  const size_t needed = this->size() + size;
+  if (needed > kKeptBytesMax && bytes_.capacity() <= kKeptBytesMax &&
+      !t_spares.empty()) {
+    std::string spare = std::move(t_spares.back());
+    t_spares.pop_back();
+    spare.assign(data(), this->size());
+    bytes_ = std::move(spare);
     head_ = 0;
-    if (bytes_.capacity() > kKeptBytesMax * 2) {
-      std::string().swap(bytes_);
-    } else {
-      bytes_.clear();
-    }
-  } else if (head_ >= kCompactBytes) {
+  } else if (head_ >= this->size()) {  // So that no byte is moved often.
     bytes_.erase(0, head_);
     head_ = 0;
   }
 }
+
+void Buffer::ReleaseSpares() { t_spares = {}; }
 
 Connection::Connection(Kind kind, os::UniqueFd fd, int epoll_fd,
                        const nghttp2_session_callbacks* callbacks)
@@ -132,42 +149,30 @@ bool Connection::ReadSome() {
 
 int Connection::SendData(const uint8_t* frame_header, const char* data,
                          size_t size) {
-  if (out_.size() - out_head_ >= kOutBytesMax) return NGHTTP2_ERR_WOULDBLOCK;
-  out_.append(reinterpret_cast<const char*>(frame_header), 9);
-  out_.append(data, size);
+  if (out_.size() >= kOutBytesMax) return NGHTTP2_ERR_WOULDBLOCK;
+  out_.Append(frame_header, 9);
+  out_.Append(reinterpret_cast<const uint8_t*>(data), size);
   return 0;
 }
 
 bool Connection::Flush() {
   if (connecting) return true;
   for (;;) {
-    while (out_.size() - out_head_ < kOutBytesMax) {
+    while (out_.size() < kOutBytesMax) {
       const uint8_t* data = nullptr;
       const ssize_t count = nghttp2_session_mem_send(session_, &data);
       if (count < 0) return false;
       if (count == 0) break;
-      out_.append(reinterpret_cast<const char*>(data),
-                  static_cast<size_t>(count));
+      out_.Append(data, static_cast<size_t>(count));
     }
-    if (out_.size() == out_head_) break;
-    const ssize_t sent = ::send(fd_.get(), out_.data() + out_head_,
-                                out_.size() - out_head_, MSG_NOSIGNAL);
+    if (out_.size() == 0) break;
+    const ssize_t sent =
+        ::send(fd_.get(), out_.data(), out_.size(), MSG_NOSIGNAL);
     if (sent < 0) {
       if (errno == EINTR) continue;
       return errno == EAGAIN && Arm(true);
     }
-    out_head_ += static_cast<size_t>(sent);
-    if (out_head_ == out_.size()) {
-      out_head_ = 0;
-      if (out_.capacity() > kKeptBytesMax) {
-        std::string().swap(out_);
-      } else {
-        out_.clear();
-      }
-    } else if (out_head_ >= kCompactBytes) {
-      out_.erase(0, out_head_);
-      out_head_ = 0;
-    }
+    out_.Drop(static_cast<size_t>(sent));
   }
   return Arm(false) && (nghttp2_session_want_read(session_) != 0 ||
                         nghttp2_session_want_write(session_) != 0);

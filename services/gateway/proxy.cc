@@ -123,6 +123,7 @@ class ProxyImpl : public Proxy {
         Handle(events[i]);
         FlushDirty();
       }
+      if (count == 0) Buffer::ReleaseSpares();  // A timeout: little to do.
       RetryConnects();
       FlushDirty();
       BuryDead();
