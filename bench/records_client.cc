@@ -3,6 +3,9 @@
 //
 //   records_client SOCKET NAMESPACE creates CLIENTS SECONDS
 //       containers created a second
+//   records_client FOLDER - floor CLIENTS SECONDS
+//       records of that size that metadata's database alone, in this process,
+//       makes durable a second; FOLDER is made
 //   records_client SOCKET NAMESPACE list COUNT ROUNDS
 //       milliseconds of Images.List of COUNT images, the median
 //   records_client SOCKET NAMESPACE fill BLOBS SNAPSHOTS
@@ -34,6 +37,7 @@
 #include "proto/containerd/services/images/v1/images.grpc.pb.h"
 #include "proto/containerd/services/leases/v1/leases.grpc.pb.h"
 #include "proto/containerd/services/snapshots/v1/snapshots.grpc.pb.h"
+#include "services/metadata/db.h"
 
 namespace bulkhead::bench {
 namespace {
@@ -68,30 +72,26 @@ class Bench {
       : socket_(std::move(socket)), ns_(std::move(ns)) {}
 
   void Creates(int clients, absl::Duration duration) const {
-    std::vector<std::thread> threads;
-    std::atomic<int64_t> total{0};
-    std::atomic<int> ready{0};
-    std::atomic<bool> go{false};
-    for (int c = 0; c < clients; ++c) {
-      threads.emplace_back([&, c] {
-        containers_v1::Containers::Stub stub(rpc::Connect(socket_));
-        Create(stub, absl::StrCat("warm-", clients, "-", c));
-        ++ready;
-        while (!go) std::this_thread::yield();
-        const absl::Time end = absl::Now() + duration;
-        int64_t made = 0;
-        for (; absl::Now() < end; ++made) {
-          Create(stub, absl::StrCat("b", clients, "-", c, "-", made));
-        }
-        total += made;
-      });
+    Rate(clients, duration, [this] {
+      auto stub = std::make_shared<containers_v1::Containers::Stub>(
+          rpc::Connect(socket_));
+      return [this, stub](const std::string& id) { Create(*stub, id); };
+    });
+  }
+
+  void Floor(int clients, absl::Duration duration) const {
+    const auto db = metadata::Db::Open(socket_);
+    if (!db.ok()) {
+      std::fprintf(stderr, "%s\n", db.status().ToString().c_str());
+      std::exit(1);
     }
-    while (ready < clients) absl::SleepFor(absl::Milliseconds(1));
-    const absl::Time began = absl::Now();
-    go = true;
-    for (std::thread& thread : threads) thread.join();
-    std::printf("%.1f\n", static_cast<double>(total) /
-                              absl::ToDoubleSeconds(absl::Now() - began));
+    Rate(clients, duration, [&db] {
+      return [&db](const std::string& id) {
+        metadata::Batch batch;
+        batch.Put("floor/" + id, std::string(kSpecBytes, 'x'));
+        if (!(*db)->Write(batch, /*sync=*/true).ok()) std::exit(1);
+      };
+    });
   }
 
   // Images that are there already are kept.
@@ -197,6 +197,36 @@ class Bench {
   }
 
  private:
+  // Prints how often a second `clients` threads call what `make()` made for
+  // each, with a new name every time.
+  template <typename Make>
+  void Rate(int clients, absl::Duration duration, const Make& make) const {
+    std::vector<std::thread> threads;
+    std::atomic<int64_t> total{0};
+    std::atomic<int> ready{0};
+    std::atomic<bool> go{false};
+    for (int c = 0; c < clients; ++c) {
+      threads.emplace_back([&, c] {
+        const auto step = make();
+        step(absl::StrCat("warm-", clients, "-", c));
+        ++ready;
+        while (!go) std::this_thread::yield();
+        const absl::Time end = absl::Now() + duration;
+        int64_t made = 0;
+        for (; absl::Now() < end; ++made) {
+          step(absl::StrCat("b", clients, "-", c, "-", made));
+        }
+        total += made;
+      });
+    }
+    while (ready < clients) absl::SleepFor(absl::Milliseconds(1));
+    const absl::Time began = absl::Now();
+    go = true;
+    for (std::thread& thread : threads) thread.join();
+    std::printf("%.1f\n", static_cast<double>(total) /
+                              absl::ToDoubleSeconds(absl::Now() - began));
+  }
+
   std::unique_ptr<grpc::ClientContext> Call(
       const std::string& lease = "") const {
     return rpc::MakeClientContext({ns_, lease}, kTimeout);
@@ -241,6 +271,8 @@ int Main(int argc, char** argv) {
   const Bench bench(argc > 1 ? argv[1] : "", argc > 2 ? argv[2] : "");
   if (command == "creates" && argc == 6) {
     bench.Creates(number(4), absl::Seconds(number(5)));
+  } else if (command == "floor" && argc == 6) {
+    bench.Floor(number(4), absl::Seconds(number(5)));
   } else if (command == "list" && argc == 6) {
     bench.List(number(4), number(5));
   } else if (command == "fill" && argc == 6) {
