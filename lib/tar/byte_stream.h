@@ -3,6 +3,7 @@
 #define BULKHEAD_LIB_TAR_BYTE_STREAM_H_
 
 #include <cstddef>
+#include <memory>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -18,6 +19,9 @@ class ByteStream {
   virtual absl::StatusOr<absl::string_view> Fill() = 0;
   // Takes `size_bytes` of what the last Fill() returned.
   virtual void Consume(size_t size_bytes) = 0;
+  // Keeps what the last Fill() returned where it is while the result lives,
+  // which may be on another thread. Null: that cannot be done.
+  virtual std::shared_ptr<void> Hold() { return nullptr; }
 };
 
 }  // namespace bulkhead::tar

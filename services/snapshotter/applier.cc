@@ -1,5 +1,7 @@
 #include "services/snapshotter/applier.h"
 
+#include <optional>
+
 #include "absl/time/clock.h"
 #include "lib/base/status_macros.h"
 #include "lib/stats/stats.h"
@@ -11,10 +13,17 @@ absl::StatusOr<Unpacked> Applier::ApplyProcessed(
     const std::string& media_type, bool parallel, const Payloads& payloads) {
   const auto hook = [&](const std::string& tree,
                         const Unpacked& unpacked) -> absl::Status {
+    std::optional<DiskUsage> usage;
+    if (unpacked.extracted.blocks >= 0) {
+      usage = DiskUsage{.size_bytes = unpacked.extracted.blocks * 512,
+                        .inodes = unpacked.extracted.inodes};
+    }
     for (Snapshotter* snapshotter : snapshotters_) {
-      RETURN_IF_ERROR(snapshotter->NoteUnpacked(
-          tree, parallel ? unpacked.extracted.implicit_dirs
-                         : std::vector<std::string>{}));
+      RETURN_IF_ERROR(
+          snapshotter->NoteUnpacked(tree,
+                                    parallel ? unpacked.extracted.implicit_dirs
+                                             : std::vector<std::string>{},
+                                    usage));
     }
     return absl::OkStatus();
   };

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <deque>
 #include <thread>
@@ -18,13 +19,16 @@
 #include "lib/log/log.h"
 #include "lib/os/capability.h"
 #include "lib/os/seccomp.h"
+#include "services/snapshotter/file_filler.h"
 #include "services/snapshotter/inflate.h"
 #include "services/snapshotter/tree_root.h"
 
 namespace bulkhead::snapshotter {
 namespace {
 
-// Buffers of uncompressed bytes between the two threads.
+constexpr std::chrono::milliseconds kEarlySyncLook{20};
+
+// Buffers of uncompressed bytes between the threads.
 class Pipe : public ByteStream {
  public:
   struct Buffer {
@@ -67,26 +71,36 @@ class Pipe : public ByteStream {
     changed_.notify_all();
   }
   absl::StatusOr<absl::string_view> Fill() override {
-    while (at_ == current_.size) {
+    while (current_ == nullptr || at_ == current_->size) {
+      current_ = nullptr;
+      at_ = 0;
       std::unique_lock lock(mutex_);
-      if (!current_.data.empty()) {
-        free_.push_back(std::exchange(current_, Buffer{}));
-        changed_.notify_all();
-      }
-      current_.size = at_ = 0;
       changed_.wait(lock, [&] { return ended_ || !full_.empty(); });
       if (full_.empty()) {
         if (!status_.ok()) return status_;
         return absl::string_view();
       }
-      current_ = std::move(full_.front());
+      current_ =
+          std::shared_ptr<Buffer>(new Buffer(std::move(full_.front())),
+                                  [this](Buffer* buffer) { GiveBack(buffer); });
       full_.pop_front();
     }
-    return absl::string_view(current_.data.data() + at_, current_.size - at_);
+    return absl::string_view(current_->data.data() + at_, current_->size - at_);
   }
   void Consume(size_t size_bytes) override { at_ += size_bytes; }
+  std::shared_ptr<void> Hold() override { return current_; }
 
  private:
+  // Any thread: nobody holds it any more.
+  void GiveBack(Buffer* buffer) {
+    {
+      std::lock_guard lock(mutex_);
+      free_.push_back(std::move(*buffer));
+      changed_.notify_all();
+    }
+    delete buffer;
+  }
+
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Buffer> free_, full_;
@@ -94,7 +108,8 @@ class Pipe : public ByteStream {
   bool ended_ = false;
   bool stopped_ = false;
   absl::Status status_;
-  Buffer current_;  // The reader's own.
+  // Last, as it goes back into the others.
+  std::shared_ptr<Buffer> current_;  // The reader's own.
   size_t at_ = 0;
 };
 
@@ -136,11 +151,29 @@ std::vector<std::string> SplitLowers(const std::string& value) {
   return out;
 }
 
-absl::Status SyncFs(const std::string& root) {
-  ASSIGN_OR_RETURN(os::UniqueFd fd, os::Open(root, O_RDONLY | O_DIRECTORY));
-  if (::syncfs(fd.get()) != 0) return os::ErrnoStatus(errno, "syncfs");
-  return absl::OkStatus();
-}
+// syncfs(2), by one descriptor from before the first write: what fails to be
+// written meanwhile, by whomever, is told once to each open descriptor.
+class FsSync {
+ public:
+  static absl::StatusOr<FsSync> Open(const std::string& root) {
+    FsSync sync;
+    ASSIGN_OR_RETURN(sync.fd_, os::Open(root, O_RDONLY | O_DIRECTORY));
+    return sync;
+  }
+  absl::Status Sync() const {
+    if (::syncfs(fd_.get()) != 0) return os::ErrnoStatus(errno, "syncfs");
+    return absl::OkStatus();
+  }
+  // The same, unless another layer is at it just now.
+  absl::Status SyncEarly() const {
+    static std::mutex one;
+    const std::unique_lock lock(one, std::try_to_lock);
+    return lock.owns_lock() ? Sync() : absl::OkStatus();
+  }
+
+ private:
+  os::UniqueFd fd_;
+};
 
 }  // namespace
 
@@ -203,6 +236,13 @@ absl::Status ConfineWorker(Worker worker) {
     RETURN_IF_ERROR(os::KeepOnlyCapabilities({}));
     return os::AllowOnly({SYS_pread64, SYS_read, SYS_fstat});
   }
+  if (worker == Worker::kFill) {
+    RETURN_IF_ERROR(
+        os::KeepOnlyCapabilities({CAP_CHOWN, CAP_FOWNER, CAP_FSETID}));
+    return os::AllowOnly({SYS_pwrite64, SYS_fchown, SYS_fchmod, SYS_utimensat,
+                          SYS_fstat, SYS_newfstatat, SYS_sync_file_range,
+                          SYS_geteuid, SYS_getegid});
+  }
   // SYS_ADMIN is what trusted.* attributes take; the filter leaves it no other
   // use.
   RETURN_IF_ERROR(os::KeepOnlyCapabilities({CAP_CHOWN, CAP_DAC_OVERRIDE,
@@ -227,7 +267,7 @@ absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,
                                      const std::string& media_type,
                                      const std::string& root,
                                      const ExtractOptions& wanted,
-                                     LayerSink* sink) {
+                                     LayerSink* sink, const EarlySync& early) {
   ASSIGN_OR_RETURN(const LayerEncoding encoding, EncodingOf(media_type));
   Pipe pipe;
   Unpacked unpacked;
@@ -261,13 +301,21 @@ absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,
     unpacked.diff_id = hasher.Finish().str();
     pipe.End(status);
   });
+  FileWriter writer;
+  std::thread filling;
+  if (sink == nullptr) {
+    filling = std::thread([&] { writer.Run(ConfineWorker(Worker::kFill)); });
+  }
+  std::mutex mutex;
+  std::condition_variable over;
+  bool is_extracted = false;  // Guarded by `mutex`.
   absl::Status status;
   std::thread extracting([&] {
     status = ConfineWorker(Worker::kExtract);
     if (status.ok()) {
       absl::StatusOr<ExtractResult> extracted =
           sink != nullptr ? sink->Take(pipe, options)
-                          : ExtractTar(pipe, root, options);
+                          : ExtractTar(pipe, root, options, &writer);
       status = extracted.status();
       if (status.ok()) unpacked.extracted = *std::move(extracted);
     }
@@ -277,18 +325,41 @@ absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,
       if (!rest.ok() || rest->empty()) break;
       pipe.Consume(rest->size());
     }
+    std::lock_guard lock(mutex);
+    is_extracted = true;
+    over.notify_one();
   });
+  absl::Status synced;
+  int64_t synced_bytes = 0;
+  {
+    std::unique_lock lock(mutex);
+    while (!over.wait_for(lock, kEarlySyncLook, [&] { return is_extracted; })) {
+      const int64_t written_bytes = writer.written_bytes();
+      if (!early.sync || !synced.ok() ||
+          written_bytes - synced_bytes < early.bytes) {
+        continue;
+      }
+      synced_bytes = written_bytes;
+      lock.unlock();
+      synced = early.sync();
+      lock.lock();
+    }
+  }
   extracting.join();
+  writer.End();
+  if (filling.joinable()) filling.join();
   pipe.Stop();
   if (!status.ok()) source.Cancel();
   inflating.join();
   RETURN_IF_ERROR(status);
+  RETURN_IF_ERROR(synced);
   if (inflater->is_stargz() && !unpacked.extracted.stargz_files.empty()) {
     ASSIGN_OR_RETURN(const os::UniqueFd dir,
                      os::Open(root, O_RDONLY | O_DIRECTORY));
     for (const std::string& name : unpacked.extracted.stargz_files) {
       RETURN_IF_ERROR(RemoveAt(dir.get(), name));
     }
+    unpacked.extracted.inodes = unpacked.extracted.blocks = -1;
   }
   return unpacked;
 }
@@ -340,10 +411,19 @@ absl::StatusOr<Unpacked> ApplyLayer(const std::vector<os::MountSpec>& mounts,
     if (sink_for) {
       ASSIGN_OR_RETURN(sink, sink_for(root, &options));
     }
-    result = UnpackLayer(source, media_type, root, options, sink.get());
+    if (sink != nullptr) {
+      result = UnpackLayer(source, media_type, root, options, sink.get());
+      RETURN_IF_ERROR(result.status());
+      if (hook) RETURN_IF_ERROR(hook(root, *result));
+      return sink->Publish();
+    }
+    ASSIGN_OR_RETURN(const FsSync sync, FsSync::Open(root));
+    result = UnpackLayer(
+        source, media_type, root, options, nullptr,
+        {limits.early_sync_bytes, [&sync] { return sync.SyncEarly(); }});
     RETURN_IF_ERROR(result.status());
     if (hook) RETURN_IF_ERROR(hook(root, *result));
-    return sink != nullptr ? sink->Publish() : SyncFs(root);
+    return sync.Sync();
   };
   absl::Status status;
   std::string upper;

@@ -1,5 +1,5 @@
-// Unpacks one layer: stored bytes -> inflate -> SHA-256 -> tar -> files, on two
-// threads with bounded buffers between them.
+// Unpacks one layer: stored bytes -> inflate -> SHA-256 -> tar -> names -> what
+// is in files, on three threads with bounded buffers between them.
 #ifndef BULKHEAD_SERVICES_SNAPSHOTTER_APPLY_H_
 #define BULKHEAD_SERVICES_SNAPSHOTTER_APPLY_H_
 
@@ -20,9 +20,9 @@
 
 namespace bulkhead::snapshotter {
 
-// Few enough to stay in a processor's cache between the two threads.
+// Few enough to stay in a processor's cache between the threads.
 constexpr size_t kPipeBufferBytes = 128 << 10;
-constexpr int kPipeBuffers = 6;
+constexpr int kPipeBuffers = 8;
 
 // A file that may still be growing: bytes below the last Advance() can be
 // read. Advance(), Finish() and Fail() come from another thread than Read().
@@ -60,24 +60,35 @@ struct Unpacked {
 // What the unpacking threads confine themselves to: no network, no mounts, no
 // new processes or threads, no signals, no tracing. The first inflates and
 // parses compressed bytes, opens nothing and has no capability; the second
-// writes files, with the capabilities for that. (A blob
+// parses the archive and makes files, with the capabilities for that; the third
+// fills files that are open, opens nothing and can give them away. (A blob
 // read over gRPC, from a foreign store, is inflated on a thread that is not.)
-enum class Worker { kInflate, kExtract };
+enum class Worker { kInflate, kExtract, kFill };
 absl::Status ConfineWorker(Worker worker);
 
-// Runs the pipeline on two confined threads; blocks until the tree is complete
-// (not synced), or `sink`, if given, has taken it all (not published).
-// Errors: those of the source, of ExtractTar(), and kUnimplemented for a media
-// type that is no layer.
+// How what was unpacked is written to the disk while the rest is still coming,
+// so that the sync at the end finds less to wait for.
+struct EarlySync {
+  int64_t bytes = 0;                   // Of files between two calls.
+  std::function<absl::Status()> sync;  // Null: not at all.
+};
+
+// Runs the pipeline on confined threads; blocks until the tree is complete
+// (not synced to its end), or `sink`, if given, has taken it all (not
+// published; it syncs early by itself).
+// Errors: those of `early.sync`, of the source, of ExtractTar(), and
+// kUnimplemented for a media type that is no layer.
 absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,
                                      const std::string& media_type,
                                      const std::string& root,
                                      const ExtractOptions& options,
-                                     LayerSink* sink = nullptr);
+                                     LayerSink* sink = nullptr,
+                                     const EarlySync& early = {});
 
 struct ApplyLimits {
   int64_t layer_bytes_max = int64_t{1} << 40;
   int64_t layer_entries_max = 10'000'000;
+  int64_t early_sync_bytes = 64 << 20;  // See EarlySync.
   // Where temporary mounts are made; created when needed.
   std::string temp_dir;
 };

@@ -540,7 +540,8 @@ TEST_F(ApplyTest, DuplicatesDeepNamesAndBadSums) {
 }
 
 TEST(ConfinedWorkers, CanDoNothingButTheirWork) {
-  for (const Worker worker : {Worker::kInflate, Worker::kExtract}) {
+  for (const Worker worker :
+       {Worker::kInflate, Worker::kExtract, Worker::kFill}) {
     std::thread([worker] {
       const absl::Status status = ConfineWorker(worker);
       ASSERT_TRUE(status.ok()) << status;
@@ -573,7 +574,7 @@ TEST(ConfinedWorkers, CanDoNothingButTheirWork) {
       EXPECT_TRUE(refused(SYS_chroot));
       EXPECT_TRUE(refused(SYS_setuid));
       EXPECT_TRUE(refused(SYS_prctl, PR_SET_DUMPABLE));
-      if (worker == Worker::kInflate) {
+      if (worker != Worker::kExtract) {
         EXPECT_TRUE(refused(SYS_openat, AT_FDCWD));
         EXPECT_TRUE(refused(SYS_unlinkat, AT_FDCWD));
       }
@@ -610,10 +611,83 @@ TEST(ConfinedWorkers, HoldFewCapabilities) {
   EXPECT_EQ(caps_of(Worker::kInflate),
             (std::vector<std::string>{"0000000000000000", "0000000000000000",
                                       "1", "2"}));
+  // chown, fowner, fsetid.
+  EXPECT_EQ(caps_of(Worker::kFill),
+            (std::vector<std::string>{"0000000000000019", "0000000000000019",
+                                      "1", "2"}));
   // chown, dac_override, fowner, fsetid, sys_admin, mknod, setfcap.
   EXPECT_EQ(caps_of(Worker::kExtract),
             (std::vector<std::string>{"000000008820001b", "000000008820001b",
                                       "1", "2"}));
+}
+
+TEST_F(ApplyTest, WhatALinkSaysOfAFileCountsAfterIt) {
+  std::vector<Item> items;
+  for (int i = 0; i < 200; ++i) {
+    const std::string name = absl::StrCat("f", i);
+    items.push_back({name, '0', RandomBytes(i * 40)});
+    items.push_back({.name = name + "l",
+                     .type = '1',
+                     .link = name,
+                     .mode = 0600 + i % 8,
+                     .uid = 1 + i});
+  }
+  ASSERT_TRUE(Apply(Tar(items)).ok());
+  for (int i = 0; i < 200; ++i) {
+    const struct stat st = Stat(absl::StrCat("f", i));
+    EXPECT_EQ(st.st_mode & 07777, 0600u + i % 8);
+    EXPECT_EQ(st.st_uid, 1u + i);
+    EXPECT_EQ(st.st_nlink, 2u);
+    EXPECT_EQ(st.st_mtim.tv_sec, 1000000000);
+  }
+}
+
+TEST_F(ApplyTest, AFullDiskIsToldWithTheFilesName) {
+  const std::string layer = Tar({{"small", '0', "x"},
+                                 {"too-large", '0', RandomBytes(2 << 20)},
+                                 {"after", '0', "x"}});
+  StringSource source(layer);
+  const absl::Status status = ApplyLayer({{"tmpfs", "tmpfs", "", {"size=1m"}}},
+                                         source, kTar, false, limits_)
+                                  .status();
+  EXPECT_FALSE(status.ok());
+  EXPECT_NE(status.ToString().find("No space left"), std::string::npos);
+  EXPECT_NE(status.ToString().find("entry \"too-large\""), std::string::npos)
+      << status;
+}
+
+TEST_F(ApplyTest, WhatATreeTakesIsCounted) {
+  std::vector<Item> items = {
+      {"d/", '5', "", "", 0755},
+      {"d/f", '0', RandomBytes(300000)},
+      {"d/l", '1', "", "d/f"},
+      {"implicit/deeper/f", '0', "x"},
+      {"s", '2', "", std::string(90, 's')},
+      {"p", '6'},
+      {".wh.gone", '0'},
+      {"d/f", '0', "", "", 0644},
+  };
+  const auto count = [&](const std::vector<Item>& layer) {
+    const auto result = Apply(Tar(layer), kTar, true);
+    EXPECT_TRUE(result.ok()) << result.status();
+    return std::make_pair(result->extracted.inodes, result->extracted.blocks);
+  };
+  const auto replaced = items.back();
+  items.pop_back();
+  const auto counted = count(items);
+  FILE* found = ::popen(absl::StrCat("find ", root_,
+                                     " -printf '%i %b\\n' | sort -u | awk '{b+="
+                                     "$2} END {print NR, b}'")
+                            .c_str(),
+                        "r");
+  long inodes = 0;
+  long blocks = 0;
+  EXPECT_EQ(std::fscanf(found, "%ld %ld", &inodes, &blocks), 2);
+  ::pclose(found);
+  EXPECT_EQ(counted.first, inodes);
+  EXPECT_EQ(counted.second, blocks);
+  // A tree that was there before, or in which a file took another's place.
+  EXPECT_EQ(count({replaced}).first, -1);
 }
 
 TEST_F(ApplyTest, AGrowingFileIsFollowedToItsEnd) {
@@ -637,6 +711,23 @@ TEST_F(ApplyTest, AGrowingFileIsFollowedToItsEnd) {
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->diff_id, Digest::Of(tar).str());
   EXPECT_EQ(ReadFileOrDie(Path("f")), data);
+}
+
+TEST_F(ApplyTest, WhatCannotBeWrittenMeanwhileFailsTheLayer) {
+  const std::string tar = Tar({{"f", '0', RandomBytes(3 << 20)}});
+  os::UniqueFd fd(
+      ::open(dir_.Path("in").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  ASSERT_TRUE(os::PWriteFull(fd.get(), tar.data(), tar.size(), 0).ok());
+  FdSource source(std::move(fd), static_cast<int64_t>(tar.size()), false);
+  int calls = 0;
+  EarlySync early{1 << 20, [&] {
+                    ++calls;
+                    EXPECT_TRUE(source.Finish(tar.size()).ok());
+                    return absl::DataLossError("syncfs");
+                  }};
+  const auto result = UnpackLayer(source, kTar, root_, {}, nullptr, early);
+  EXPECT_TRUE(absl::IsDataLoss(result.status())) << result.status();
+  EXPECT_EQ(calls, 1);
 }
 
 TEST_F(ApplyTest, ABadStartEndsTheWaitForMore) {

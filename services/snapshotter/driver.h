@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -53,10 +54,11 @@ class Driver {
 
   // Makes the active snapshot durable and measures it, for a commit. `rebased`:
   // `below` was not known before. `synced`: it is durable and nobody has asked
-  // for its mounts since. May be called again after a failed commit.
-  virtual absl::StatusOr<DiskUsage> Seal(const Place& place,
-                                         const Places& below, bool rebased,
-                                         bool synced) = 0;
+  // for its mounts since; then its tree may be `measured` too. May be called
+  // again after a failed commit.
+  virtual absl::StatusOr<DiskUsage> Seal(
+      const Place& place, const Places& below, bool rebased, bool synced,
+      const std::optional<DiskUsage>& measured) = 0;
   // The commit is on record.
   virtual void Sealed(const Place& place) { (void)place; }
 

@@ -124,15 +124,16 @@ class OverlayDriver : public Driver {
       const Place& place, const Places& below) override {
     return overlay_.Mounts(place, Trees(below));
   }
-  absl::StatusOr<DiskUsage> Seal(const Place& place, const Places& below,
-                                 bool rebased, bool synced) override {
+  absl::StatusOr<DiskUsage> Seal(
+      const Place& place, const Places& below, bool rebased, bool synced,
+      const std::optional<DiskUsage>& measured) override {
     if (rebased) {
       ASSIGN_OR_RETURN(const bool changed,
                        FillImplicitDirs(place.dir, Trees(below)));
       if (changed) synced = false;
     }
     if (!synced) RETURN_IF_ERROR(SyncFileSystem(place.dir));
-    return UsageOfTree(place.tree());
+    return synced && measured ? *measured : UsageOfTree(place.tree());
   }
   void Sealed(const Place& place) override {
     // Of use to nobody now; a crash here leaves a small harmless file.
@@ -174,10 +175,11 @@ class NativeDriver : public Driver {
     mount.options = {"rbind", view ? "ro" : "rw"};
     return std::vector<os::MountSpec>{mount};
   }
-  absl::StatusOr<DiskUsage> Seal(const Place& place, const Places& below, bool,
-                                 bool synced) override {
+  absl::StatusOr<DiskUsage> Seal(
+      const Place& place, const Places& below, bool, bool synced,
+      const std::optional<DiskUsage>& measured) override {
     if (!synced) RETURN_IF_ERROR(SyncFileSystem(place.dir));
-    return Usage(place, below);
+    return synced && measured ? *measured : Usage(place, below);
   }
   absl::StatusOr<DiskUsage> Usage(const Place& place, const Places&) override {
     return UsageOfTree(place.tree());

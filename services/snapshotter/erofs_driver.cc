@@ -134,7 +134,8 @@ class ErofsDriver : public Driver {
   }
 
   absl::StatusOr<DiskUsage> Seal(const Place& place, const Places& below,
-                                 bool rebased, bool synced) override {
+                                 bool rebased, bool synced,
+                                 const std::optional<DiskUsage>&) override {
     const bool image = Exists(ImageOf(place));
     if (rebased) {
       std::vector<std::string> lowers;

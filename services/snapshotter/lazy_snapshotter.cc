@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -75,12 +76,12 @@ class LazySnapshotter : public Snapshotter {
     Snapshotter* real = Opened();
     return real == nullptr ? absl::OkStatus() : real->Cleanup();
   }
-  absl::Status NoteUnpacked(
-      const std::string& tree,
-      const std::vector<std::string>& implicit_dirs) override {
+  absl::Status NoteUnpacked(const std::string& tree,
+                            const std::vector<std::string>& implicit_dirs,
+                            const std::optional<DiskUsage>& usage) override {
     Snapshotter* real = Opened();
     return real == nullptr ? absl::OkStatus()
-                           : real->NoteUnpacked(tree, implicit_dirs);
+                           : real->NoteUnpacked(tree, implicit_dirs, usage);
   }
   absl::StatusOr<std::unique_ptr<LayerSink>> SinkFor(
       const std::string& tree, ExtractOptions* options) override {

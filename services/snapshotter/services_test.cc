@@ -141,8 +141,8 @@ class RemoteSnapshotter : public Snapshotter {
     google::protobuf::Empty response;
     return Call(&v1::Snapshots::Stub::Cleanup, &request, &response);
   }
-  absl::Status NoteUnpacked(const std::string&,
-                            const std::vector<std::string>&) override {
+  absl::Status NoteUnpacked(const std::string&, const std::vector<std::string>&,
+                            const std::optional<DiskUsage>&) override {
     return absl::OkStatus();
   }
 

@@ -5,10 +5,12 @@
 #include <sys/stat.h>
 
 #include <cstdio>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "services/snapshotter/apply.h"
 #include "services/snapshotter/tar_for_tests.h"
+#include "services/snapshotter/tree_ops.h"
 
 namespace bulkhead::snapshotter {
 
@@ -56,9 +58,19 @@ absl::Status ApplyTar(Snapshotter& snapshotter,
   return ApplyLayer(
              mounts, source, type, parallel, {.temp_dir = "/tmp"},
              [&](const std::string& tree, const Unpacked& unpacked) {
+               std::optional<DiskUsage> usage;
+               if (unpacked.extracted.blocks >= 0) {
+                 usage = DiskUsage{unpacked.extracted.blocks * 512,
+                                   unpacked.extracted.inodes};
+                 const absl::StatusOr<DiskUsage> walked = UsageOfTree(tree);
+                 EXPECT_EQ(walked->inodes, usage->inodes);
+                 EXPECT_EQ(walked->size_bytes, usage->size_bytes);
+               }
                return snapshotter.NoteUnpacked(
-                   tree, parallel ? unpacked.extracted.implicit_dirs
-                                  : std::vector<std::string>{});
+                   tree,
+                   parallel ? unpacked.extracted.implicit_dirs
+                            : std::vector<std::string>{},
+                   usage);
              },
              [&](const std::string& tree, ExtractOptions* options) {
                return snapshotter.SinkFor(tree, options);

@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -105,11 +106,11 @@ class Snapshotter {
   virtual absl::Status Cleanup() = 0;
 
   // Tells that `tree` (a mount's upperdir or bind source) was unpacked and is
-  // synced, and which directories it had to make without knowing their
-  // attributes. Other trees are not an error.
+  // synced, which directories it had to make without knowing their attributes,
+  // and what the tree takes, where that is known. Other trees are not an error.
   virtual absl::Status NoteUnpacked(
-      const std::string& tree,
-      const std::vector<std::string>& implicit_dirs) = 0;
+      const std::string& tree, const std::vector<std::string>& implicit_dirs,
+      const std::optional<DiskUsage>& usage) = 0;
 
   // As SinkChooser, for the trees of this snapshotter's active snapshots.
   virtual absl::StatusOr<std::unique_ptr<LayerSink>> SinkFor(

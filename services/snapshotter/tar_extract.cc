@@ -23,6 +23,7 @@
 #include "lib/base/status_macros.h"
 #include "lib/log/log.h"
 #include "lib/os/fd.h"
+#include "services/snapshotter/file_filler.h"
 #include "services/snapshotter/layer_entries.h"
 #include "services/snapshotter/tar_reader.h"
 #include "services/snapshotter/tree_root.h"
@@ -43,20 +44,26 @@ mode_t CurrentUmask() {
 class Extractor {
  public:
   Extractor(ByteStream& stream, std::unique_ptr<TreeRoot> root,
-            const ExtractOptions& options)
-      : reader_(stream),
+            const ExtractOptions& options, FileWriter* writer)
+      : stream_(stream),
+        reader_(stream),
+        writer_(writer),
         root_(std::move(root)),
         options_(options),
         umask_(CurrentUmask()) {}
 
   absl::StatusOr<ExtractResult> Run() {
+    ASSIGN_OR_RETURN(counted_, IsEmpty());
     ASSIGN_OR_RETURN(lowers_, OpenLowers(options_));
-    RETURN_IF_ERROR(
+    const absl::Status status =
         ForEachEntry(reader_, options_, &result_,
                      [this](const TarEntry& entry, const LayerName& name) {
                        return Apply(entry, name);
-                     }));
+                     });
+    RETURN_IF_ERROR(Drain());  // What went wrong there came first.
+    RETURN_IF_ERROR(status);
     RETURN_IF_ERROR(SetDirTimes());
+    RETURN_IF_ERROR(CountDirs());
     for (const std::string& dir : implicit_)
       result_.implicit_dirs.push_back(dir);
     return std::move(result_);
@@ -78,6 +85,11 @@ class Extractor {
                      kDirNamesBytesMax, " bytes"));
   }
 
+  // Until files are as if no other thread filled them.
+  absl::Status Drain() {
+    return writer_ == nullptr ? absl::OkStatus() : writer_->Drain();
+  }
+
   static timespec Spec(int64_t ns) { return {ns / kNs, ns % kNs}; }
   static void TimesOf(const TarEntry& entry, timespec out[2]) {
     out[0] = Spec(std::max(entry.atime_ns, entry.mtime_ns));
@@ -90,9 +102,22 @@ class Extractor {
     });
   }
 
+  // Whether the root is.
+  absl::StatusOr<bool> IsEmpty() {
+    const int copy =
+        ::openat(root_->fd(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR* stream = copy < 0 ? nullptr : ::fdopendir(copy);
+    if (stream == nullptr) return os::ErrnoStatus(errno, "opendir");
+    int names = 0;  // "." and ".." are two.
+    while (names < 3 && ::readdir(stream) != nullptr) ++names;
+    ::closedir(stream);
+    return names < 3;
+  }
+
   // A directory the layer assumes below it: attributes from the tree below.
   absl::Status FillImplicit(const std::string& made, int fd) {
     if (implicit_.size() < kImplicitDirsMax) implicit_.insert(made);
+    ++dirs_made_;
     Unpacked(made);
     for (const os::UniqueFd& lower : lowers_) {
       absl::StatusOr<os::UniqueFd> from =
@@ -122,6 +147,8 @@ class Extractor {
   }
 
   absl::Status Apply(const TarEntry& entry, const LayerName& name) {
+    // Run() finds out why.
+    if (writer_ != nullptr && writer_->failed()) return absl::CancelledError();
     ASSIGN_OR_RETURN(const int parent, Parent(name.dir));
     switch (name.means) {
       case LayerName::Means::kOpaque:
@@ -136,6 +163,7 @@ class Extractor {
 
   absl::Status RemoveExisting(int parent, const std::string& name,
                               const struct stat& st) {
+    counted_ = false;
     RETURN_IF_ERROR(RemoveAt(parent, name));
     // Cached descriptors may lead through what has gone.
     if (S_ISDIR(st.st_mode) || S_ISLNK(st.st_mode)) {
@@ -160,6 +188,10 @@ class Extractor {
                      AT_SYMLINK_NOFOLLOW) != 0) {
         return os::ErrnoStatus(errno, "chown of a whiteout");
       }
+      if (::fstatat(parent, hidden.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0) {
+        return os::ErrnoStatus(errno, "stat of a whiteout");
+      }
+      Count(st);
     }
     return Settle();
   }
@@ -227,7 +259,7 @@ class Extractor {
     if (entry.type == TarType::kFile) {
       const mode_t made = CreateMode(entry, clean, parent);
       os::UniqueFd fd(::openat(parent, base.c_str(), kCreateFlags, made));
-      if (fd.valid()) return WriteFile(entry, clean, fd.get(), made);
+      if (fd.valid()) return WriteFile(entry, clean, std::move(fd), made);
       if (errno != EEXIST) return os::ErrnoStatus(errno, "create");
     }
     if (::fstatat(parent, base.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0) {
@@ -242,13 +274,14 @@ class Extractor {
         os::UniqueFd fd(
             ::openat(parent, base.c_str(), kCreateFlags, kPrivateMode));
         if (!fd.valid()) return os::ErrnoStatus(errno, "create");
-        RETURN_IF_ERROR(WriteFile(entry, clean, fd.get(), kPrivateMode));
+        RETURN_IF_ERROR(WriteFile(entry, clean, std::move(fd), kPrivateMode));
         break;
       }
       case TarType::kDirectory: {
         if (!merge && ::mkdirat(parent, base.c_str(), 0700) != 0) {
           return os::ErrnoStatus(errno, "mkdir");
         }
+        if (!merge) ++dirs_made_;
         os::UniqueFd fd(
             ::openat(parent, base.c_str(),
                      O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
@@ -258,7 +291,8 @@ class Extractor {
             ::fsetxattr(fd.get(), kOpaqueXattr, "y", 1, 0) != 0) {
           return os::ErrnoStatus(errno, "setxattr trusted.overlay.opaque");
         }
-        RETURN_IF_ERROR(SetOpenAttributes(entry, fd.get(), kPrivateMode));
+        RETURN_IF_ERROR(
+            SetOpenAttributes(fd.get(), FinishOf(entry, kPrivateMode)));
         plain_dir_.reset();  // It may have been this one.
         DirTime times{};
         TimesOf(entry, times.times);
@@ -308,20 +342,19 @@ class Extractor {
     return entry.mode;
   }
 
+  static FileFinish FinishOf(const TarEntry& entry, mode_t made_mode) {
+    FileFinish finish;
+    finish.uid = entry.uid;
+    finish.gid = entry.gid;
+    finish.mode = entry.mode;
+    finish.made_mode = made_mode;
+    TimesOf(entry, finish.times);
+    if (!entry.xattrs.empty()) finish.xattrs_of = &entry;
+    return finish;
+  }
+
   absl::Status WriteFile(const TarEntry& entry, const std::string& clean,
-                         int fd, mode_t made_mode) {
-    if (entry.sparse || entry.size_bytes > 0) {
-      if (entry.sparse && ::ftruncate(fd, entry.size_bytes) != 0) {
-        return os::ErrnoStatus(errno, "truncate");
-      }
-      RETURN_IF_ERROR(reader_.ReadData(
-          [&](int64_t offset, absl::string_view data) -> absl::Status {
-            if (entry.sparse) {
-              return os::PWriteFull(fd, data.data(), data.size(), offset);
-            }
-            return os::WriteFull(fd, data.data(), data.size());
-          }));
-    }
+                         os::UniqueFd fd, mode_t made_mode) {
     for (const char* name : kStargzFiles) {
       std::vector<std::string>& seen = result_.stargz_files;
       if (clean == name &&
@@ -329,57 +362,37 @@ class Extractor {
         seen.push_back(clean);
       }
     }
-    RETURN_IF_ERROR(SetOpenAttributes(entry, fd, made_mode));
-    timespec times[2];
-    TimesOf(entry, times);
-    if (::futimens(fd, times) != 0) return os::ErrnoStatus(errno, "utimes");
     Unpacked(clean);
-    return absl::OkStatus();
-  }
-
-  // Whether a failed setxattr is to be read over.
-  static bool XattrIsOptional(const std::string& key, TarType type, int error) {
-    if (error == ENOTSUP) return true;
-    return error == EPERM && absl::StartsWith(key, "user.") &&
-           type != TarType::kFile && type != TarType::kDirectory;
-  }
-
-  template <typename Set>
-  absl::Status SetXattrs(const TarEntry& entry, Set set) {
-    for (const auto& [key, value] : entry.xattrs) {
-      if (absl::StartsWith(key, "trusted.")) {
-        log::Warn("layer's trusted xattr left out", {{"xattr", key}});
-        continue;
-      }
-      if (set(key, value) == 0) continue;
-      const int error = errno;
-      if (XattrIsOptional(key, entry.type, error)) {
-        log::Warn("layer's xattr not supported here", {{"xattr", key}});
-        continue;
-      }
-      return os::ErrnoStatus(error, absl::StrCat("setxattr ", key));
+    ++inodes_;
+    if (entry.sparse && ::ftruncate(fd.get(), entry.size_bytes) != 0) {
+      return os::ErrnoStatus(errno, "truncate");
     }
-    return absl::OkStatus();
-  }
-
-  // Files and directories: owner (which clears set-id bits), xattrs, mode.
-  // `made_mode` is what a file was created with: kPrivateMode unless it has its
-  // final mode and, as owner, this process.
-  absl::Status SetOpenAttributes(const TarEntry& entry, int fd,
-                                 mode_t made_mode) {
-    const bool final_mode = made_mode != kPrivateMode;
-    if (!(final_mode && entry.uid == uid_ && entry.gid == gid_) &&
-        ::fchown(fd, entry.uid, entry.gid) != 0) {
-      return os::ErrnoStatus(errno, "chown");
+    // Jobs that wait keep no xattrs: these may be large.
+    FileWriter* const writer = entry.xattrs.empty() ? writer_ : nullptr;
+    FileJob job;
+    job.fd = std::move(fd);
+    if (writer != nullptr) job.name = entry.name;
+    const auto hand_over = [&](FileJob next) -> absl::Status {
+      if (writer == nullptr) return filler_.Do(next);
+      writer->Push(std::move(next));
+      return absl::OkStatus();
+    };
+    bool finished = false;
+    if (entry.sparse || entry.size_bytes > 0) {
+      RETURN_IF_ERROR(reader_.ReadData(
+          [&](int64_t offset, absl::string_view data) -> absl::Status {
+            job.data = data;
+            job.offset_bytes = offset;
+            if (writer != nullptr) job.hold = stream_.Hold();
+            const auto end = offset + static_cast<int64_t>(data.size());
+            finished = !entry.sparse && end == entry.size_bytes;
+            if (finished) job.finish = FinishOf(entry, made_mode);
+            return hand_over(std::exchange(job, FileJob{}));
+          }));
     }
-    RETURN_IF_ERROR(SetXattrs(
-        entry, [fd](const std::string& key, const std::string& value) {
-          return ::fsetxattr(fd, key.c_str(), value.data(), value.size(), 0);
-        }));
-    if (!final_mode && ::fchmod(fd, entry.mode) != 0) {
-      return os::ErrnoStatus(errno, "chmod");
-    }
-    return absl::OkStatus();
+    if (finished) return absl::OkStatus();
+    job.finish = FinishOf(entry, made_mode);
+    return hand_over(std::move(job));
   }
 
   // Anything else, by name below `parent`; never follows a symlink.
@@ -391,6 +404,8 @@ class Extractor {
     if (!fd.valid() || ::fstat(fd.get(), &st) != 0) {
       return os::ErrnoStatus(errno, "stat");
     }
+    if (entry.type != TarType::kHardLink) Count(st);
+    if (!entry.xattrs.empty()) counted_ = false;  // They may take a block.
     // A chown that changes nothing would still strip file capabilities.
     if ((st.st_uid != entry.uid || st.st_gid != entry.gid) &&
         ::fchownat(fd.get(), "", entry.uid, entry.gid, AT_EMPTY_PATH) != 0) {
@@ -432,6 +447,8 @@ class Extractor {
                        MessageOf(dir.status())));
     }
     const int from = *dir;
+    // The link's attributes are the file's, and count.
+    RETURN_IF_ERROR(Drain());
     if (::linkat(from, target_base.c_str(), own.get(), base.c_str(), 0) != 0) {
       if (errno == ENOENT) {
         return absl::InvalidArgumentError(absl::StrCat(
@@ -464,15 +481,49 @@ class Extractor {
       if (::futimens(*fd, dir.times) != 0) {
         return os::ErrnoStatus(errno, absl::StrCat("utimes ", path));
       }
+      RETURN_IF_ERROR(CountDir(*fd));
     }
     return absl::OkStatus();
   }
 
-  static constexpr mode_t kPrivateMode = 0600;
+  void Count(const struct stat& st) {
+    ++inodes_;
+    blocks_ += st.st_blocks;
+  }
+
+  absl::Status CountDir(int fd) {
+    if (!counted_) return absl::OkStatus();
+    struct stat st;
+    if (::fstat(fd, &st) != 0) return os::ErrnoStatus(errno, "stat");
+    Count(st);
+    ++dirs_counted_;
+    return absl::OkStatus();
+  }
+
+  // The rest of them; then everything is counted.
+  absl::Status CountDirs() {
+    for (const std::string& path : implicit_) {
+      if (!counted_) break;
+      if (dir_times_.contains(path)) continue;
+      const absl::StatusOr<int> fd = root_->ExistingDir(path);
+      if (fd.ok()) RETURN_IF_ERROR(CountDir(*fd));
+    }
+    // Others were made or counted under several names, through symlinks.
+    if (!counted_ || dirs_counted_ != dirs_made_) return absl::OkStatus();
+    RETURN_IF_ERROR(CountDir(root_->fd()));
+    result_.inodes = inodes_;
+    result_.blocks = blocks_ + filler_.blocks() +
+                     (writer_ == nullptr ? 0 : writer_->blocks());
+    return absl::OkStatus();
+  }
+
   static constexpr int kCreateFlags =
       O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
 
+  ByteStream& stream_;
   TarReader reader_;
+  FileWriter* const writer_;
+  FileFiller filler_;  // What the writer is not for.
   std::unique_ptr<TreeRoot> root_;
   const ExtractOptions& options_;
   std::vector<os::UniqueFd> lowers_;
@@ -483,8 +534,12 @@ class Extractor {
   absl::flat_hash_set<size_t> unpacked_;
   const uintptr_t salt_ = reinterpret_cast<uintptr_t>(this);
   bool stale_ = false;
-  const int64_t uid_ = ::geteuid();
-  const int64_t gid_ = ::getegid();
+  // Whether what is below holds.
+  bool counted_ = false;
+  int64_t dirs_made_ = 0;
+  int64_t dirs_counted_ = 0;
+  int64_t inodes_ = 0;  // Directories and the blocks of files are added last.
+  int64_t blocks_ = 0;
   const mode_t umask_;
   // The last directory that hands nothing down to files made in it.
   std::optional<std::string> plain_dir_;
@@ -495,9 +550,10 @@ class Extractor {
 
 absl::StatusOr<ExtractResult> ExtractTar(ByteStream& stream,
                                          const std::string& root,
-                                         const ExtractOptions& options) {
+                                         const ExtractOptions& options,
+                                         FileWriter* writer) {
   ASSIGN_OR_RETURN(std::unique_ptr<TreeRoot> tree, TreeRoot::Open(root));
-  return Extractor(stream, std::move(tree), options).Run();
+  return Extractor(stream, std::move(tree), options, writer).Run();
 }
 
 }  // namespace bulkhead::snapshotter

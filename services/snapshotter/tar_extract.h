@@ -15,6 +15,8 @@
 
 namespace bulkhead::snapshotter {
 
+class FileWriter;
+
 struct ExtractOptions {
   // Whiteouts as overlayfs stores them (0:0 character devices and
   // trusted.overlay.opaque) instead of real deletions.
@@ -35,6 +37,10 @@ struct ExtractResult {
   // Directories the layer has no entry for but needed: relative paths. At most
   // kImplicitDirsMax.
   std::vector<std::string> implicit_dirs;
+  // What the tree takes, its root included; -1: not counted, as it did not
+  // begin empty or something in it was replaced.
+  int64_t inodes = -1;
+  int64_t blocks = -1;  // Of 512 bytes.
   // Files of eStargz's own that were unpacked at the top: its table of contents
   // and landmarks. No part of the tree if the layer is an eStargz.
   std::vector<std::string> stargz_files;
@@ -46,12 +52,15 @@ constexpr int64_t kDirNamesBytesMax = 256 << 20;
 
 // Reads the archive to its end marker (the stream may go on) and writes it
 // below `root`, a trusted path. Nothing is synced. On error the tree is left
-// partly written.
+// partly written. With a `writer`, whose Run() goes on meanwhile, the thread
+// there fills what files it can; it is idle at the end, and `stream` must have
+// Hold().
 // Errors: kInvalidArgument: malformed, or names that leave the root.
 //   kResourceExhausted: a limit, named. Others: the file system's.
 absl::StatusOr<ExtractResult> ExtractTar(ByteStream& stream,
                                          const std::string& root,
-                                         const ExtractOptions& options);
+                                         const ExtractOptions& options,
+                                         FileWriter* writer = nullptr);
 
 }  // namespace bulkhead::snapshotter
 

@@ -11,6 +11,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <thread>
 #include <utility>
@@ -207,6 +208,7 @@ class TreeSnapshotter : public Snapshotter {
     Record record;
     bool rebase = false;
     bool synced = false;
+    std::optional<DiskUsage> measured;
     Place place;
     Places below;
     {
@@ -241,11 +243,13 @@ class TreeSnapshotter : public Snapshotter {
       }
       place = PlaceOf(record);
       if (!rebase) below = Chain(record.info.parent);
-      synced = synced_.contains(record.id);
+      const auto unpacked = synced_.find(record.id);
+      synced = unpacked != synced_.end();
+      if (synced) measured = unpacked->second;
       in_flight_.insert(record.id);
     }
     const absl::StatusOr<DiskUsage> usage =
-        driver_->Seal(place, below, rebase, synced);
+        driver_->Seal(place, below, rebase, synced, measured);
     absl::Status status = usage.status();
     if (usage.ok()) record.usage = *usage;
     record.info.name = name;
@@ -400,15 +404,15 @@ class TreeSnapshotter : public Snapshotter {
     return absl::OkStatus();
   }
 
-  absl::Status NoteUnpacked(
-      const std::string& tree,
-      const std::vector<std::string>& implicit_dirs) override {
+  absl::Status NoteUnpacked(const std::string& tree,
+                            const std::vector<std::string>& implicit_dirs,
+                            const std::optional<DiskUsage>& usage) override {
     Place place;
     Places below;
     if (!ActiveAt(tree, &place, &below)) return absl::OkStatus();
     RETURN_IF_ERROR(driver_->NoteUnpacked(place, implicit_dirs));
     std::lock_guard lock(mutex_);
-    if (ids_.contains(place.id)) synced_.insert(place.id);
+    if (ids_.contains(place.id)) synced_[place.id] = usage;
     return absl::OkStatus();
   }
 
@@ -669,7 +673,8 @@ class TreeSnapshotter : public Snapshotter {
   std::map<uint64_t, std::string> ids_;    // Folder number -> key.
   std::map<std::string, int> children_;    // Never zero.
   std::set<uint64_t> in_flight_;           // Being made, committed or removed.
-  std::set<uint64_t> synced_;              // Unpacked, synced, not touched.
+  // Unpacked, synced, not touched; what they take, if that is known.
+  std::map<uint64_t, std::optional<DiskUsage>> synced_;
   uint64_t next_id_ = 1;
   std::deque<std::string> deletions_;
   std::set<std::string> deleting_;

@@ -194,7 +194,9 @@ TEST(TreeSnapshotter, ImplicitDirectoriesTakeAfterTheParentAtCommit) {
   ASSERT_TRUE(snapshotter->Commit("base", "p", {}, "").ok());
   const std::string tree = (*snapshotter->Prepare("k", "", {}))[0].source;
   ASSERT_EQ(std::system(absl::StrCat("mkdir -p ", tree, "/v/w").c_str()), 0);
-  ASSERT_TRUE(snapshotter->NoteUnpacked(tree, {"v", "v/w", "absent"}).ok());
+  ASSERT_TRUE(
+      snapshotter->NoteUnpacked(tree, {"v", "v/w", "absent"}, std::nullopt)
+          .ok());
   ASSERT_TRUE(snapshotter->Commit("c", "k", {}, "base").ok());
   struct stat st;
   ASSERT_EQ(::stat((tree + "/v").c_str(), &st), 0);
