@@ -498,15 +498,19 @@ class Privileges(unittest.TestCase):
                 pulled.cli("pull", "-q", held.host + "/held:held", timeout=180)))
             pulling.start()
             self.assertTrue(begun.wait(60))
-            proc.wait_for(lambda: len(self.workers()) == 2, "two confined threads", 30)
+            proc.wait_for(lambda: len(self.workers()) == 3, "three confined threads", 30)
             workers = self.workers()
             none = [tid for tid, capabilities in workers.items() if capabilities == 0]
             self.assertEqual(1, len(none), "the one that inflates has no capability")
+            # chown, fowner, fsetid.
+            filling = [tid for tid, capabilities in workers.items()
+                       if capabilities == sum(1 << n for n in (0, 3, 4))]
+            self.assertEqual(1, len(filling), "the one that fills files has three")
             # chown, dac_override, fowner, fsetid, mknod, setfcap; sys_admin for trusted.*.
             allowed = sum(1 << n for n in (0, 1, 3, 4, 21, 27, 31))
             for tid, capabilities in workers.items():
                 self.assertEqual(0, capabilities & ~allowed)
-                self.attempt(tid, may_open=tid not in none)
+                self.attempt(tid, may_open=tid not in none + filling)
             go_on.set()
             pulling.join()
         self.assertEqual(0, out[0].code, out[0])
