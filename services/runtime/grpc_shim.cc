@@ -7,6 +7,7 @@
 
 #include <map>
 #include <mutex>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -39,11 +40,30 @@ std::string ToString(const grpc::ByteBuffer& buffer) {
   return bytes;
 }
 
+// Where calls end: in a thread of its own, which starts with the first call and
+// runs the function that each tag points to.
+grpc::CompletionQueue* Ends() {
+  static grpc::CompletionQueue* const queue = [] {
+    auto* made = new grpc::CompletionQueue;
+    std::thread([made] {
+      void* tag = nullptr;
+      for (bool ok = false; made->Next(&tag, &ok);) {
+        const std::unique_ptr<std::function<void()>> end(
+            static_cast<std::function<void()>*>(tag));
+        (*end)();
+      }
+    }).detach();
+    return made;
+  }();
+  return queue;
+}
+
 // One call: lives until gRPC is done with it, whoever still wants the answer.
 struct PendingCall {
   std::unique_ptr<grpc::ClientContext> context;
-  grpc::ByteBuffer request;
   grpc::ByteBuffer response;
+  grpc::Status status;
+  std::unique_ptr<grpc::GenericClientAsyncResponseReader> reader;
   std::mutex mutex;
   ShimConnection::Callback callback;  // Null: answered or given up.
 };
@@ -83,7 +103,6 @@ class GrpcConnection : public ShimConnection {
                                        ? absl::InfiniteDuration()
                                        : deadline - absl::Now();
     call->context = rpc::MakeClientContext({.ns = ns}, timeout);
-    call->request = ToBuffer(payload);
     call->callback = std::move(callback);
     CallId id = 0;
     {
@@ -98,10 +117,13 @@ class GrpcConnection : public ShimConnection {
                     nullptr)(absl::UnknownError(ttrpc::kClosedText));
       return 0;
     }
-    stub_.UnaryCall(
-        call->context.get(), absl::StrCat("/", service, "/", method), {},
-        &call->request, &call->response,
-        [call, table = table_, id](grpc::Status status) {
+    call->reader = stub_.PrepareUnaryCall(
+        call->context.get(), absl::StrCat("/", service, "/", method),
+        ToBuffer(payload), Ends());
+    call->reader->StartCall();
+    call->reader->Finish(
+        &call->response, &call->status,
+        new std::function<void()>([call, table = table_, id] {
           {
             std::lock_guard<std::mutex> lock(table->mutex);
             table->calls.erase(id);
@@ -112,12 +134,12 @@ class GrpcConnection : public ShimConnection {
             callback = std::exchange(call->callback, nullptr);
           }
           if (!callback) return;
-          if (status.ok()) return callback(ToString(call->response));
-          if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+          if (call->status.ok()) return callback(ToString(call->response));
+          if (call->status.error_code() == grpc::StatusCode::UNAVAILABLE) {
             return callback(absl::UnknownError(ttrpc::kClosedText));
           }
-          callback(rpc::FromGrpc(status));
-        });
+          callback(rpc::FromGrpc(call->status));
+        }));
     return id;
   }
 
