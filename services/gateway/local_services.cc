@@ -165,8 +165,11 @@ class Prober {
   std::map<std::string, bool> up_;
 };
 
-std::vector<introspection::Plugin> AllPlugins(const config::Config& config,
-                                              const RouteTable& routes) {
+// The plugins that `wanted` says yes to. Only their services are asked whether
+// they answer: each costs as much as a call.
+std::vector<introspection::Plugin> Plugins(
+    const config::Config& config, const RouteTable& routes,
+    const std::function<bool(const introspection::Plugin&)>& wanted) {
   std::vector<introspection::Plugin> plugins;
   Prober prober;
   for (const Entry& entry : kEntries) {
@@ -185,7 +188,10 @@ std::vector<introspection::Plugin> AllPlugins(const config::Config& config,
     if (entry.service != nullptr) {
       const auto route = routes.find(entry.service);
       if (route == routes.end()) continue;
+      if (!wanted(plugin)) continue;
       prober.Check(route->second, &plugin);
+    } else if (!wanted(plugin)) {
+      continue;
     }
     plugins.push_back(std::move(plugin));
   }
@@ -200,6 +206,7 @@ std::vector<introspection::Plugin> AllPlugins(const config::Config& config,
     }
     (*plugin.mutable_exports())["root"] =
         absl::StrCat(config.RootDir("snapshotter"), "/", name);
+    if (!wanted(plugin)) continue;
     prober.Check(config.Socket("snapshotter"), &plugin);
     plugins.push_back(std::move(plugin));
   }
@@ -219,6 +226,7 @@ std::vector<introspection::Plugin> AllPlugins(const config::Config& config,
       (*plugin.mutable_exports())[key] = value;
     }
     (*plugin.mutable_exports())["address"] = proxy.address;
+    if (!wanted(plugin)) continue;
     prober.Check(proxy.address, &plugin);
     plugins.push_back(std::move(plugin));
   }
@@ -306,10 +314,10 @@ LocalReply LocalServices::Introspection(const std::string& method,
               ""};
     }
     introspection::PluginsResponse response;
-    for (auto& plugin : AllPlugins(config_, routes)) {
-      if (filter->Match(AdaptPlugin(plugin))) {
-        *response.add_plugins() = std::move(plugin);
-      }
+    for (auto& plugin : Plugins(config_, routes, [&](const auto& one) {
+           return filter->Match(AdaptPlugin(one));
+         })) {
+      *response.add_plugins() = std::move(plugin);
     }
     return {0, "", response.SerializeAsString()};
   }
@@ -318,10 +326,9 @@ LocalReply LocalServices::Introspection(const std::string& method,
     if (!wanted.ParseFromString(request)) {
       return {kInvalidArgument, "not a PluginInfoRequest", ""};
     }
-    for (auto& plugin : AllPlugins(config_, routes)) {
-      if (plugin.type() != wanted.type() || plugin.id() != wanted.id()) {
-        continue;
-      }
+    for (auto& plugin : Plugins(config_, routes, [&](const auto& one) {
+           return one.type() == wanted.type() && one.id() == wanted.id();
+         })) {
       const auto runtime = routes.find(kTasksService);
       if (wanted.has_options() && plugin.type() == kRuntimeType &&
           runtime != routes.end()) {
