@@ -13,6 +13,8 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "lib/os/fd.h"
 #include "lib/ttrpc/wire.h"
 #include "services/runtime/shim/json_scan.h"
@@ -47,6 +49,24 @@ std::string TomlValue(const std::string& toml, const std::string& key) {
     return line.substr(from, line.find_last_not_of(" \t\"'\r") + 1 - from);
   }
   return "";
+}
+
+// Of a JSON member: there is none, or nothing in it.
+bool IsUnset(std::string_view raw) {
+  return raw.empty() || raw == "null" || raw == "[]" || raw == "{}" ||
+         raw == "\"\"";
+}
+
+// Whether a spec asks crun for something that others do not know.
+bool HasCrunAnnotations(const std::string& spec) {
+  const std::string_view annotations = JsonMember(spec, "annotations");
+  if (IsUnset(annotations)) return false;
+  bool found = false;
+  const bool understood =
+      JsonMembers(annotations, [&found](const std::string& key, auto) {
+        found = found || absl::StartsWith(key, "run.oci.");
+      });
+  return found || !understood;
 }
 
 }  // namespace
@@ -184,6 +204,7 @@ OciRuntime::OciRuntime(Loop* loop, RuntimeOptions options,
       absl::StartsWith(base, "runc") || absl::StartsWith(base, "crun");
   is_like_runc_ = absl::StartsWith(base, "runc");
   is_runc_ = base == "runc";  // Not a wrapper of it.
+  is_crun_ = base == "crun";
 }
 
 std::vector<std::string> OciRuntime::GlobalArgs() const {
@@ -264,8 +285,35 @@ void OciRuntime::Run(const Command& command,
   });
 }
 
+bool OciRuntime::StartCrun(const std::string& id) const {
+  const std::string folder = absl::StrCat(root_, "/", id);
+  const absl::StatusOr<std::string> spec =
+      os::ReadFile(folder + "/config.json");
+  if (!spec.ok() || !IsUnset(JsonMember(*spec, "hooks")) ||
+      HasCrunAnnotations(*spec)) {
+    return false;
+  }
+  const std::string path = folder + "/exec.fifo";
+  // Fails unless init has opened the other end.
+  const absl::StatusOr<os::UniqueFd> fifo =
+      os::Open(path, O_WRONLY | O_NONBLOCK | O_NOFOLLOW);
+  struct stat info {};
+  if (!fifo.ok() || ::fstat(fifo->get(), &info) != 0 ||
+      !S_ISFIFO(info.st_mode) || ::unlink(path.c_str()) != 0) {
+    return false;
+  }
+  const char byte = 0;
+  // If init has died meanwhile, its exit is what there is to be told.
+  (void)os::WriteFull(fifo->get(), &byte, 1);
+  return true;
+}
+
 void OciRuntime::Start(const std::string& id,
                        std::function<void(const Result&)> done) {
+  if (is_crun_ && StartCrun(id)) {
+    loop_->After(0, [done = std::move(done)] { done({.ok = true}); });
+    return;
+  }
   const std::string path = absl::StrCat(root_, "/", id, "/exec.fifo");
   struct stat info {};
   auto pending = std::make_unique<PendingStart>();
@@ -291,21 +339,60 @@ void OciRuntime::Start(const std::string& id,
   pending_ = std::move(pending);
 }
 
+bool OciRuntime::DeleteStoppedCrun(const std::string& id) const {
+  const std::string folder = absl::StrCat(root_, "/", id);
+  const absl::StatusOr<std::string> state = os::ReadFile(folder + "/status");
+  const absl::StatusOr<std::string> spec =
+      os::ReadFile(folder + "/config.json");
+  if (!state.ok() || !spec.ok() || !IsUnset(JsonMember(*spec, "hooks")) ||
+      HasCrunAnnotations(*spec) ||
+      !IsUnset(JsonMember(JsonMember(*spec, "linux"), "intelRdt")) ||
+      JsonMember(*state, "systemd-cgroup") != "false" ||
+      !IsUnset(JsonMember(*state, "scope"))) {
+    return false;
+  }
+  const std::string cgroup = JsonString(JsonMember(*state, "cgroup-path"));
+  if (cgroup.size() < 2 || cgroup[0] != '/' ||
+      absl::StrContains(absl::StrCat(cgroup, "/"), "/../")) {
+    return false;
+  }
+  // It puts a container into every hierarchy there is.
+  const absl::StatusOr<std::string> ours = os::ReadFile("/proc/self/cgroup");
+  if (!ours.ok()) return false;
+  for (const absl::string_view line :
+       absl::StrSplit(*ours, '\n', absl::SkipEmpty())) {
+    const std::vector<std::string> parts =
+        absl::StrSplit(line, absl::MaxSplits(':', 2));
+    if (parts.size() != 3) return false;
+    std::string hierarchy = "/sys/fs/cgroup";
+    if (!parts[1].empty()) {
+      absl::StrAppend(&hierarchy, "/", absl::StripPrefix(parts[1], "name="));
+    } else if (::access("/sys/fs/cgroup/cgroup.procs", F_OK) != 0) {
+      absl::StrAppend(&hierarchy, "/unified");
+    }
+    if (::access((hierarchy + "/cgroup.procs").c_str(), F_OK) != 0) {
+      if (parts[1].empty()) continue;  // Not mounted, so not used.
+      return false;
+    }
+    if (::rmdir((hierarchy + cgroup).c_str()) != 0 && errno != ENOENT) {
+      return false;
+    }
+  }
+  return os::RemoveAll(folder).ok();
+}
+
 bool OciRuntime::DeleteStopped(const std::string& id) const {
   const std::string folder = absl::StrCat(root_, "/", id);
   const absl::StatusOr<std::string> state =
       os::ReadFile(folder + "/state.json");
   if (!state.ok()) return false;
   const std::string_view config = JsonMember(*state, "config");
-  const auto is_unset = [](std::string_view raw) {
-    return raw.empty() || raw == "null" || raw == "[]" || raw == "\"\"";
-  };
   const std::string_view cgroups = JsonMember(config, "cgroups");
   if (config.empty() || JsonMember(cgroups, "Systemd") != "false" ||
       JsonMember(cgroups, "Rootless") != "false" ||
-      !is_unset(JsonMember(JsonMember(config, "Hooks"), "poststop")) ||
-      !is_unset(JsonMember(config, "intel_rdt")) ||
-      !is_unset(JsonMember(*state, "intel_rdt_path"))) {
+      !IsUnset(JsonMember(JsonMember(config, "Hooks"), "poststop")) ||
+      !IsUnset(JsonMember(config, "intel_rdt")) ||
+      !IsUnset(JsonMember(*state, "intel_rdt_path"))) {
     return false;
   }
   bool removed = true;
@@ -322,7 +409,8 @@ bool OciRuntime::DeleteStopped(const std::string& id) const {
 
 void OciRuntime::Delete(const std::string& id, bool stopped,
                         std::function<void(const Result&)> done) {
-  if (is_runc_ && stopped && DeleteStopped(id)) {
+  if (stopped && ((is_runc_ && DeleteStopped(id)) ||
+                  (is_crun_ && DeleteStoppedCrun(id)))) {
     loop_->After(0, [done = std::move(done)] { done({.ok = true}); });
     return;
   }

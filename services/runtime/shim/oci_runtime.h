@@ -63,14 +63,14 @@ class OciRuntime {
   void Run(const Command& command, std::function<void(const Result&)> done);
 
   // Lets the created container `id` run; `done` is called later, once. What
-  // `runc start` does is open one FIFO; for runc this does it itself, because
-  // starting that program takes longer than the whole shim.
+  // `runc start` and `crun start` do is open one FIFO; this does it itself,
+  // because starting that program takes longer than the whole shim.
   void Start(const std::string& id, std::function<void(const Result&)> done);
   // Deletes the container `id`, whose init process has ended if `stopped`;
-  // `done` is called later, once. For runc it removes the cgroups and the state
-  // of an ordinary container itself: starting that program to do so takes
-  // longer than everything else at the end of a container. Where anything else
-  // would be to do (hooks, systemd, processes that are left) runc does it.
+  // `done` is called later, once. For runc and crun it removes the cgroups and
+  // the state of an ordinary container itself: starting that program to do so
+  // takes longer than everything else at the end of a container. Where anything
+  // else would be to do (hooks, systemd, processes that are left) they do it.
   void Delete(const std::string& id, bool stopped,
               std::function<void(const Result&)> done);
   // For a Start() that waits for an init process which ended meanwhile.
@@ -94,8 +94,10 @@ class OciRuntime {
     std::function<void(const Result&)> done;
   };
 
-  // False when nothing was decided: runc has to do it.
+  // False when nothing was decided: runc, or crun, has to do it.
   bool DeleteStopped(const std::string& id) const;
+  bool StartCrun(const std::string& id) const;
+  bool DeleteStoppedCrun(const std::string& id) const;
   std::string LastError(int64_t log_offset_bytes) const;
   void ReadStart(bool last);
 
@@ -107,6 +109,7 @@ class OciRuntime {
   bool signals_directly_ = false;
   bool is_like_runc_ = false;
   bool is_runc_ = false;
+  bool is_crun_ = false;
 };
 
 }  // namespace bulkhead::shim

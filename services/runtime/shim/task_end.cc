@@ -1,11 +1,14 @@
 // The ends of processes: in which order exits are told, and Delete.
+#include <fcntl.h>
 #include <unistd.h>
 
+#include <memory>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
+#include "lib/os/fd.h"
 #include "lib/os/mount.h"
 #include "lib/ttrpc/wire.h"
 #include "services/runtime/shim/task_service.h"
@@ -17,6 +20,20 @@ namespace {
 using ttrpc::WireWriter;
 
 constexpr int64_t kDrainTimeoutMs = 10000;
+// A shim of one container is gone before.
+constexpr int64_t kLetGoMs = 200;
+
+// Takes the root file system away. The last to let go of an overlay waits until
+// all of the disk below it is written; whoever asked for Delete need not.
+absl::Status UnmountRoot(Loop* loop, const std::string& rootfs) {
+  absl::StatusOr<os::UniqueFd> root =
+      os::Open(rootfs, O_PATH | O_DIRECTORY | O_NOFOLLOW);
+  RETURN_IF_ERROR(os::UnmountTree(rootfs));
+  if (!root.ok()) return absl::OkStatus();
+  auto held = std::make_shared<os::UniqueFd>(*std::move(root));
+  loop->After(kLetGoMs, [held] { held->Reset(); });
+  return absl::OkStatus();
+}
 
 }  // namespace
 
@@ -133,7 +150,7 @@ void TaskService::DeleteInit(const ContainerRef& container, Reply reply,
         }
         if (container->mounted) {
           const absl::Status unmounted =
-              os::UnmountTree(container->bundle + "/rootfs");
+              UnmountRoot(loop_, container->bundle + "/rootfs");
           if (status.ok() && !unmounted.ok()) {
             status = absl::UnknownError(
                 absl::StrCat("failed rootfs umount: ", MessageOf(unmounted)));
