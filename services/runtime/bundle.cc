@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -107,23 +108,42 @@ absl::Status Bundles::Create(const std::string& ns, const std::string& id,
   return WritePlain(path + "/config.json", spec, 0644);
 }
 
-absl::Status Bundles::Remove(const std::string& ns,
-                             const std::string& id) const {
+absl::Status Bundles::Hide(const std::string& ns, const std::string& id,
+                           std::vector<std::string>* left) const {
+  static std::atomic<uint64_t> count = 0;
+  // Never one of before: those of an earlier life went at its end or at our
+  // start, and no process has our number meanwhile.
+  const std::string hidden =
+      absl::StrCat(".", id, ".", ::getpid(), ".", ++count);
   const std::string path = Path(ns, id);
-  const std::string hidden = absl::StrCat(state_, "/", ns, "/.", id);
   if (::access(path.c_str(), F_OK) == 0) {
     RETURN_IF_ERROR(os::UnmountTree(path + "/rootfs"));
-    RETURN_IF_ERROR(os::RemoveAll(hidden));
     // A root file system with something left in it is not ours to empty.
     if (::rmdir((path + "/rootfs").c_str()) != 0 && errno != ENOENT) {
       return os::ErrnoStatus(errno, absl::StrCat("rmdir '", path, "/rootfs'"));
     }
-    if (::rename(path.c_str(), hidden.c_str()) != 0) {
+    const std::string to = absl::StrCat(state_, "/", ns, "/", hidden);
+    if (::rename(path.c_str(), to.c_str()) != 0) {
       return os::ErrnoStatus(errno, absl::StrCat("rename '", path, "'"));
     }
-    RETURN_IF_ERROR(os::RemoveAll(hidden));
+    left->push_back(to);
   }
-  return os::RemoveAll(WorkPath(ns, id));
+  const std::string work = WorkPath(ns, id);
+  const std::string to = absl::StrCat(root_, "/", ns, "/", hidden);
+  if (::rename(work.c_str(), to.c_str()) == 0) {
+    left->push_back(to);
+  } else if (errno != ENOENT) {
+    return os::ErrnoStatus(errno, absl::StrCat("rename '", work, "'"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Bundles::Remove(const std::string& ns,
+                             const std::string& id) const {
+  std::vector<std::string> left;
+  absl::Status status = Hide(ns, id, &left);
+  for (const std::string& path : left) status.Update(os::RemoveAll(path));
+  return status;
 }
 
 std::vector<std::pair<std::string, std::string>> Bundles::List() const {

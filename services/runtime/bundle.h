@@ -42,6 +42,11 @@ class Bundles {
   // Unmounts the root file system and removes bundle and work folder. A
   // missing one is OK.
   absl::Status Remove(const std::string& ns, const std::string& id) const;
+  // The same, as far as anybody can see: another of that name may be created at
+  // once. What has still to be deleted with RemoveAll() is added to `left`; a
+  // start of this service deletes it, too.
+  absl::Status Hide(const std::string& ns, const std::string& id,
+                    std::vector<std::string>* left) const;
   // Namespace and id of every bundle. Half-removed ones are finished off.
   std::vector<std::pair<std::string, std::string>> List() const;
   // Removes work folders without a bundle.

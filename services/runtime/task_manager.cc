@@ -260,6 +260,7 @@ std::vector<absl::StatusOr<std::string>> TaskManager::FanOut(
 absl::StatusOr<uint32_t> TaskManager::Create(const std::string& ns,
                                              const CreateTask& request) {
   RETURN_IF_ERROR(ValidateId(request.id));
+  warmer_.Warm();
   ASSIGN_OR_RETURN(ContainerRecord record, containers_(ns, request.id));
   if (!request.options.type_url.empty() &&
       BareUrl(request.options.type_url) != kRuncOptions) {
@@ -465,7 +466,13 @@ absl::StatusOr<Exit> TaskManager::Delete(const std::string& ns,
   }
   lock.unlock();
   EndShim(task, removed.ok());
-  const absl::Status cleaned = options_.bundles.Remove(ns, id);
+  // Deleting files may wait for the disk: nobody has to wait for that.
+  std::vector<std::string> left;
+  const absl::Status cleaned = options_.bundles.Hide(ns, id, &left);
+  workers_.Post([left = std::move(left)] {
+    // What stays is tried again at the next start.
+    for (const std::string& path : left) (void)os::RemoveAll(path);
+  });
   Finish(task, exit);
   if (!removed.ok()) return removed.status();
   if (!cleaned.ok()) {
@@ -572,6 +579,12 @@ absl::Status TaskManager::Exec(const std::string& ns,
     return absl::InvalidArgumentError("exec id cannot be empty");
   }
   RETURN_IF_ERROR(ValidateId(exec.exec_id()));
+  if (const TaskPtr task = Peek({ns, exec.id()}); task != nullptr) {
+    std::unique_lock<std::mutex> lock(task->mutex);
+    const pid_t pid = static_cast<pid_t>(task->pid);
+    lock.unlock();
+    if (HasRoomForRuntime(pid)) warmer_.Warm();
+  }
   return Forward(ns, exec.id(), "Exec", exec);
 }
 

@@ -18,6 +18,7 @@
 #include "lib/ttrpc/reactor.h"
 #include "proto/containerd/task/v2/task.pb.h"
 #include "services/runtime/bundle.h"
+#include "services/runtime/cgroup_warmer.h"
 #include "services/runtime/event_forwarder.h"
 #include "services/runtime/shim_binary.h"
 #include "services/runtime/shim_connection.h"
@@ -239,6 +240,7 @@ class TaskManager {
   const ContainerSource containers_;
   std::mutex mutex_;
   std::map<Key, TaskPtr> tasks_;
+  CgroupWarmer warmer_;
   Workers workers_;  // Last: its work uses everything above.
 };
 
