@@ -98,10 +98,11 @@ class CallStatsFactory
   }
 };
 
-// gRPC has one of its own, which uses the callback API. A server with callback
-// methods lets "nexting" threads poll its connections, and those sleep for
-// 100 ms whenever there was none of *their* calls for a second; requests that
-// come meanwhile wait (gRPC 1.51, CallbackAlternativeCQ).
+// gRPC has one of its own, which uses the callback API: two more threads in
+// each process. Where gRPC's own queue serves that API (callback_queue.cc says
+// when), those "nexting" threads poll all connections, and sleep for 100 ms
+// whenever there was none of *their* calls for a second; requests that come
+// meanwhile wait (gRPC 1.51, CallbackAlternativeCQ).
 class HealthService final : public grpc::health::v1::Health::Service {
  public:
   grpc::Status Check(grpc::ServerContext*,
