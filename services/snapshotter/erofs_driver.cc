@@ -196,6 +196,7 @@ class ErofsDriver : public Driver {
 
   void Restore(const Place& place, const Places& below) override {
     ::unlink(PartOf(place.dir).c_str());  // Nobody writes it any more.
+    DropHalfWritten(place.dir);
     std::vector<std::string> lowers;
     absl::Status status = AddLowers(below, &lowers);
     if (status.ok() && Exists(ImageOf(place))) status = EnsureMounted(place);
@@ -218,6 +219,18 @@ class ErofsDriver : public Driver {
     if (status.ok()) return;
     log::Warn("image stays mounted",
               {{"path", point}, {"error", MessageOf(status)}});
+  }
+
+  // Of a WriteFileAtomic() that the process did not live to end.
+  static void DropHalfWritten(const std::string& dir) {
+    DIR* const stream = ::opendir(dir.c_str());
+    if (stream == nullptr) return;
+    const std::string prefix = ImplicitOf("") + ".tmp-";
+    while (const dirent* entry = ::readdir(stream)) {
+      const std::string path = absl::StrCat("/", entry->d_name);
+      if (absl::StartsWith(path, prefix)) ::unlink((dir + path).c_str());
+    }
+    ::closedir(stream);
   }
 
   absl::Status EnsureMounted(const Place& place) {
