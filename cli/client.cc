@@ -181,7 +181,7 @@ class ClientImpl : public Client {
           ::access(address().c_str(), F_OK) != 0) {
         return status;
       }
-      absl::SleepFor(pause);
+      rpc::SleepWorking(pause);
       pause = std::min(pause * 2, kLastPause);
     }
   }
@@ -253,7 +253,7 @@ absl::Status RetryRead(Client& client,
         ::access(client.address().c_str(), F_OK) != 0) {
       return status;
     }
-    absl::SleepFor(pause);
+    rpc::SleepWorking(pause);
     pause = std::min(pause * 2, kLastPause);
   }
 }

@@ -18,17 +18,14 @@ namespace bulkhead::rpc {
 namespace {
 constexpr int kHandshakeMaxMs = 5000;
 
-// Sleeps, and moves connections along meanwhile: gRPC does so only while some
-// thread waits for a call, and a call on a channel without a connection fails
-// at once.
-void WaitWorking(absl::Duration time) {
+}  // namespace
+
+void SleepWorking(absl::Duration time) {
   static auto* const queue = new grpc::CompletionQueue;  // Of no calls.
   void* tag = nullptr;
   bool ok = false;
   (void)queue->AsyncNext(&tag, &ok, absl::ToChronoTime(absl::Now() + time));
 }
-
-}  // namespace
 
 std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
   // Never shut the library down: that may wait 10 s for a poller of its own.
@@ -63,7 +60,7 @@ absl::Status RetryUnavailable(absl::Duration timeout,
     if (!absl::IsUnavailable(status) || absl::Now() + wait > deadline) {
       return status;
     }
-    WaitWorking(wait);
+    SleepWorking(wait);
     wait = std::min(wait * 2, absl::Milliseconds(500));
   }
 }

@@ -18,6 +18,11 @@ namespace bulkhead::rpc {
 // is a path, with or without "unix://".
 std::shared_ptr<grpc::Channel> Connect(const std::string& address);
 
+// Sleeps, and moves connections along meanwhile: gRPC does so only while some
+// thread waits for a call, and a call on a channel without a connection fails
+// at once. For whoever waits between tries.
+void SleepWorking(absl::Duration time);
+
 // Runs an idempotent `call` until it returns something other than kUnavailable
 // or `timeout` is over, waiting 10 ms, doubling, up to 500 ms between tries.
 // For internal calls: a service that is being restarted is back within
