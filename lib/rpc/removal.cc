@@ -39,8 +39,9 @@ grpc::Status RemovalService::Remove(grpc::ServerContext*,
   return grpc::Status::OK;
 }
 
-RemovalClient::RemovalClient(const std::shared_ptr<grpc::Channel>& channel)
-    : stub_(v1::Removal::NewStub(channel)) {}
+RemovalClient::RemovalClient(const std::shared_ptr<grpc::Channel>& channel,
+                             std::string ns)
+    : stub_(v1::Removal::NewStub(channel)), ns_(std::move(ns)) {}
 
 std::optional<Removed> RemovalClient::Remove(
     const std::string& snapshotter, const std::vector<std::string>& names,
@@ -51,7 +52,7 @@ std::optional<Removed> RemovalClient::Remove(
   for (const std::string& name : names) request.add_names(name);
   v1::RemoveResponse response;
   absl::Status status = RetryUnavailable(kRetryTimeout, [&] {
-    const auto context = MakeClientContext({}, timeout);
+    const auto context = MakeClientContext({.ns = ns_}, timeout);
     return FromGrpc(stub_->Remove(context.get(), request, &response));
   });
   if (absl::IsUnimplemented(status)) {

@@ -43,7 +43,9 @@ class RemovalService final : public ::bulkhead::removal::v1::Removal::Service {
 // Thread-safe.
 class RemovalClient {
  public:
-  explicit RemovalClient(const std::shared_ptr<grpc::Channel>& channel);
+  // `ns` is sent with each call, unless empty: some peers refuse calls without.
+  explicit RemovalClient(const std::shared_ptr<grpc::Channel>& channel,
+                         std::string ns = "");
 
   // Blocks for the call, at most `timeout`, and some seconds more while the
   // peer is being restarted. Nullopt: the peer hasn't the service; it is not
@@ -55,6 +57,7 @@ class RemovalClient {
 
  private:
   const std::unique_ptr<::bulkhead::removal::v1::Removal::Stub> stub_;
+  const std::string ns_;
   std::atomic<bool> absent_{false};
 };
 

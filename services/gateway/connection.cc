@@ -12,7 +12,8 @@ namespace {
 
 constexpr size_t kReadBytes = 256 << 10;
 constexpr size_t kOutBytesMax = 256 << 10;
-// Buffers that grew larger are given back when they are empty.
+// A buffer that grew larger does not keep its memory when it is empty: that
+// becomes a spare, as far as these limits go.
 constexpr size_t kKeptBytesMax = 64 << 10;
 constexpr size_t kSpareBytesMax = 1 << 20;
 constexpr size_t kSparesMax = 3;

@@ -27,7 +27,7 @@ class GrpcSnapshotBackend final : public SnapshotBackend {
   GrpcSnapshotBackend(const std::string& socket, std::string snapshotter)
       : channel_(rpc::Connect(socket)),
         stub_(v1::Snapshots::NewStub(channel_)),
-        removal_(channel_),
+        removal_(channel_, kNamespace),
         name_(std::move(snapshotter)) {}
 
   absl::StatusOr<Mounts> Prepare(const std::string& key,

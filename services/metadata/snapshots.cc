@@ -702,8 +702,13 @@ absl::Status Snapshots::SweepBackend(const std::string& snapshotter) {
     std::vector<absl::Status> results;
     {
       const KeyedLocks::Guard guard = backend_keys_.Lock(step);
-      ASSIGN_OR_RETURN(step, free(step));
-      if (!step.empty()) results = backend->RemoveMany(step);
+      absl::StatusOr<std::vector<std::string>> unused = free(step);
+      if (unused.ok()) {
+        step = *std::move(unused);
+        if (!step.empty()) results = backend->RemoveMany(step);
+      } else {
+        results.assign(step.size(), unused.status());
+      }
     }
     for (size_t i = 0; i < step.size(); ++i) {
       // Below something that we were not told of: stays for now.
