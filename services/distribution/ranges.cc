@@ -24,7 +24,9 @@ constexpr int kSamplesAfterAdding = 2;  // The first has the connecting in it.
 constexpr double kGain = 1.25;          // Of a doubling that was worth it.
 constexpr absl::Duration kRestStart = absl::Seconds(5);
 constexpr absl::Duration kRestMax = absl::Minutes(1);
-constexpr double kRangeSeconds = 0.3;
+constexpr absl::Duration kRangeTime = absl::Milliseconds(300);
+constexpr absl::Duration kRangeTimeMax = absl::Seconds(2);
+constexpr int kRangeWaits = 5;  // A range takes so many waits for an answer.
 constexpr int64_t kCutBytes = 1 << 20;  // Ranges begin at multiples of this.
 
 int64_t AlignUp(int64_t value, int64_t unit) {
@@ -55,7 +57,7 @@ class RangeFetch {
       changed_.wait_for(lock, kTick);
       const absl::Time now = absl::Now();
       if (got_ == 0) sampled = now;  // The first answer is not here yet.
-      if (now - sampled < kSample || stop_) continue;
+      if (now - sampled < SampleTime() || stop_) continue;
       const int64_t got = got_;
       rate_ = static_cast<double>(got - before) /
               absl::ToDoubleSeconds(now - sampled);
@@ -89,6 +91,24 @@ class RangeFetch {
   void StartWorker(bool main) {
     ++workers_;
     threads_.emplace_back([this, main] { Work(main); });
+  }
+
+  // What a range should take once its bytes come.
+  absl::Duration RangeTime() const {
+    return std::clamp(kRangeWaits * wait_, kRangeTime, kRangeTimeMax);
+  }
+
+  // With several streams a sample is as long as a range: what comes between two
+  // ranges is part of it.
+  absl::Duration SampleTime() const {
+    if (adding_ > 0 && samples_ == 0) return kSample + wait_;
+    return helpers_ > 0 ? RangeTime() + wait_ : kSample;
+  }
+
+  // Bytes a second of one stream; those on trial have not been counted.
+  double StreamRate() const {
+    return adding_ > 0 ? base_rate_ / (helpers_ + 1 - adding_)
+                       : rate_ / (helpers_ + 1);
   }
 
   // Doubles the streams, or takes the last doubling back.
@@ -128,7 +148,8 @@ class RangeFetch {
     for (Piece& piece : pieces_) {
       if (!piece.is_main) continue;
       if (!piece.stretch.ranges) return false;
-      const auto soon = static_cast<int64_t>(rate_ * kRangeSeconds);
+      const auto soon =
+          static_cast<int64_t>(rate_ * absl::ToDoubleSeconds(RangeTime()));
       const int64_t cut =
           AlignUp(piece.stretch.at_bytes + std::max(soon, 2 * kRangeBytesMin),
                   kCutBytes);
@@ -159,7 +180,7 @@ class RangeFetch {
   }
 
   int64_t RangeBytes() const {
-    const double each = rate_ / (helpers_ + 1) * kRangeSeconds;
+    const double each = StreamRate() * absl::ToDoubleSeconds(RangeTime());
     // Near the end all streams should end at about the same time.
     return std::clamp(
         std::min(static_cast<int64_t>(each), ToDoBytes() / (helpers_ + 1)),
@@ -202,13 +223,17 @@ class RangeFetch {
       piece->stretch.stop = &stop_;
       lock.unlock();
       absl::Status fatal;
+      const absl::Time asked = absl::Now();
+      absl::Duration waited = absl::InfiniteDuration();
       const absl::Status status = registry_.FetchStretch(
           descriptor_, &piece->stretch,
           [&](const char* data, size_t size) -> absl::Status {
+            waited = std::min(waited, absl::Now() - asked);
             fatal = Write(*piece, data, size);
             return fatal;
           });
       lock.lock();
+      if (waited != absl::InfiniteDuration()) wait_ = (wait_ + waited) / 2;
       const int64_t written = piece->written;
       const int64_t end = piece->stretch.end_bytes;
       pieces_.remove_if([&](const Piece& each) { return &each == piece; });
@@ -330,7 +355,8 @@ class RangeFetch {
   int adding_ = 0;   // Helpers on trial.
   int samples_ = 0;  // Since they came.
   bool no_helpers_ = false;
-  double rate_ = 0;  // Bytes a second.
+  double rate_ = 0;      // Bytes a second.
+  absl::Duration wait_;  // For the first byte of a range, about.
   double base_rate_ = 0;
   absl::Time next_try_ = absl::InfinitePast();
   absl::Duration rest_ = kRestStart;

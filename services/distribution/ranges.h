@@ -15,10 +15,11 @@ namespace bulkhead::distribution {
 // Less than this left: one stream.
 constexpr int64_t kRangesFromBytes = 32 << 20;
 // Nothing is fetched further than this ahead of what is complete.
-constexpr int64_t kRangeWindowBytes = 192 << 20;
-// One range: what a stream brings in about 0.3 s.
+constexpr int64_t kRangeWindowBytes = 288 << 20;
+// One range: what a stream brings in 0.3 s, or in five times what it waits for
+// the first byte.
 constexpr int64_t kRangeBytesMin = 4 << 20;
-constexpr int64_t kRangeBytesMax = 32 << 20;
+constexpr int64_t kRangeBytesMax = 48 << 20;
 // Nothing behind the network takes more than this; more streams are no use.
 constexpr int64_t kFastEnoughBytesPerSecond = int64_t{400} << 20;
 

@@ -52,7 +52,7 @@ struct RegistryOptions {
 struct Stretch {
   Stretch(int64_t at, int64_t end) : at_bytes(at), end_bytes(end) {}
   std::atomic<int64_t> at_bytes;  // The next byte to come.
-  // May be lowered by others meanwhile, but not below what has come.
+  // May be moved by others meanwhile, but not below what has come.
   std::atomic<int64_t> end_bytes;
   // Fails with kUnimplemented if the server would start from the beginning.
   bool ranges_only = false;

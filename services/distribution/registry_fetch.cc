@@ -76,6 +76,8 @@ absl::Status Registry::FetchFrom(
       host != nullptr ? host->config.host : SplitUrl(url).origin;
   const int64_t size = descriptor.size_bytes;
   const int64_t start = stretch->at_bytes;
+  const int64_t asked_end = stretch->end_bytes;
+  int64_t answer_end = size;  // Where the answer ends.
   stats::Value* const received = stats::Counter(
       "bulkhead_registry_received_bytes_total", {{"registry", where}});
   int64_t skip = 0;
@@ -85,6 +87,7 @@ absl::Status Registry::FetchFrom(
   };
   const auto on_headers = [&](const HttpResponse& response) -> absl::Status {
     skip = 0;
+    answer_end = response.status == 206 ? asked_end : size;
     if (response.status == 206) {
       int64_t first = 0;
       int64_t total = -1;
@@ -128,9 +131,11 @@ absl::Status Registry::FetchFrom(
                                               " is longer than the ", size,
                                               " bytes expected"));
     }
-    // Others fetch what is behind the end.
+    // Others fetch what is behind the end. An answer that ends there by itself
+    // is read to its end, and leaves its connection to the next request.
     const int64_t end = stretch->end_bytes;
-    const bool enough = at + static_cast<int64_t>(count) >= end && end < size;
+    const int64_t behind = at + static_cast<int64_t>(count) - end;
+    const bool enough = behind > 0 || (behind == 0 && end < answer_end);
     if (enough) count = static_cast<size_t>(std::max<int64_t>(end - at, 0));
     absl::Status status = sink(data, count);
     if (!status.ok()) {
@@ -148,9 +153,8 @@ absl::Status Registry::FetchFrom(
   ask.headers = {{"Accept", descriptor.media_type.empty()
                                 ? "*/*"
                                 : descriptor.media_type + ", */*"}};
-  if (start > 0 || stretch->end_bytes < size) {
-    ask.headers.emplace_back("Range",
-                             RangeHeader(start, stretch->end_bytes, size));
+  if (start > 0 || asked_end < size) {
+    ask.headers.emplace_back("Range", RangeHeader(start, asked_end, size));
   }
   ask.patient = last;
   ask.stop = stretch->stop;
@@ -190,7 +194,7 @@ absl::Status Registry::FetchFrom(
   if (response->status / 100 != 2) {
     return Final(ForStatus(*host, *response, digest));
   }
-  if (stretch->at_bytes < stretch->end_bytes) {
+  if (stretch->at_bytes < std::min(answer_end, stretch->end_bytes.load())) {
     return absl::UnavailableError(absl::StrCat(
         "registry ", where, ": ", digest, " ended after ",
         stretch->at_bytes.load(), " of ", stretch->end_bytes.load(), " bytes"));
@@ -238,7 +242,10 @@ absl::Status Registry::FetchStretch(
       bool fatal = false;
       const absl::Status status = FetchFrom(source.host, source.url, last,
                                             descriptor, stretch, sink, &fatal);
-      if (status.ok()) return status;
+      if (status.ok()) {
+        if (stretch->at_bytes >= stretch->end_bytes) return status;
+        continue;  // The end was moved behind what had been asked for.
+      }
       if (fatal || absl::IsCancelled(status)) return status;
       const int64_t got = stretch->at_bytes - before;
       log::Debug("fetch", {{"digest", descriptor.digest.str()},

@@ -478,6 +478,37 @@ TEST(Registry, AStretchEndsWhereItIsTold) {
   EXPECT_EQ(got, "23456");
 }
 
+TEST(Registry, AStretchGrowsWhileItIsFetched) {
+  const std::string bytes = "0123456789";
+  FakeServer server([&](const FakeRequest& request) {
+    const bool rest = request.headers.at("range") == "bytes=7-";
+    if (!rest) {
+      EXPECT_EQ(request.headers.at("range"), "bytes=2-6");
+    }
+    return Answer(206,
+                  rest ? "Content-Range: bytes 7-9/10\r\n"
+                       : "Content-Range: bytes 2-6/10\r\n",
+                  rest ? bytes.substr(7) : bytes.substr(2, 5));
+  });
+  std::vector<std::string> told;
+  Registry registry = Open(server, [&](RegistryOptions* options) {
+    options->explain = [&](const std::string& line) { told.push_back(line); };
+  });
+  std::string got;
+  Stretch stretch(2, 7);
+  const auto sink = [&](const char* data, size_t size) {
+    stretch.end_bytes = 10;
+    got.append(data, size);
+    return absl::OkStatus();
+  };
+  ASSERT_TRUE(registry.FetchStretch(Blob(bytes), &stretch, sink).ok());
+  EXPECT_EQ(got, "23456789");
+  EXPECT_EQ(server.requests().size(), 2u);
+  for (const std::string& line : told) {  // Nothing went wrong.
+    EXPECT_FALSE(absl::StrContains(line, "ended after")) << line;
+  }
+}
+
 TEST(Registry, HeadersAreShownWithoutSecrets) {
   FakeServer server([&](const FakeRequest& request) {
     if (request.headers.count("authorization") == 0) {

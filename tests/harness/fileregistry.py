@@ -5,11 +5,13 @@ connection), and does anything else on order: `rule(handler)` sees each request
 first and returns True if it has answered.
 """
 
+import errno
 import hashlib
 import http.server
 import json
 import os
 import re
+import shutil
 import socket
 import ssl
 import threading
@@ -302,7 +304,12 @@ class FileRegistry:
         blobs = os.path.join(layout.path, "blobs", "sha256")
         for name in os.listdir(blobs):
             if not os.path.exists(self.path(name)):
-                os.link(os.path.join(blobs, name), self.path(name))
+                try:
+                    os.link(os.path.join(blobs, name), self.path(name))
+                except OSError as e:
+                    if e.errno != errno.EXDEV:
+                        raise
+                    shutil.copyfile(os.path.join(blobs, name), self.path(name))
         for entry in layout.manifests:
             tag = entry["annotations"]["org.opencontainers.image.ref.name"]
             if tags is None or tag in tags:

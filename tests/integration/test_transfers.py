@@ -78,6 +78,8 @@ class Ranges(Base):
             layer = layer_of(reg, "big")
             self.assertGreater(reg.streams_most[layer], 1)
             self.assertLessEqual(reg.streams_most[layer], 6)
+            # A range leaves its connection to the next one.
+            self.assertLess(reg.connections, reg.gets[layer])
             # Cutting the first stream short costs what its socket held.
             self.assertLess(reg.sent[layer], self.SIZE + 24 * MIB)
 
