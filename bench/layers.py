@@ -8,6 +8,8 @@ Each round has a fresh folder, kept to the end: on ext4 a tree that is written
 within minutes of a large removal takes many times as long.
 """
 
+import contextlib
+import glob
 import os
 import shutil
 import subprocess
@@ -18,8 +20,13 @@ from tests.harness import images, proc
 
 FILES = 2000  # Of the container whose changes are committed.
 IMAGES = ("one-layer-gzip", "one-layer-zstd", "six-layers-gzip", "six-layers-zstd")
-SMALL = "small"  # Commit, usage and removal.
-ROWS = IMAGES + (SMALL,)
+# usage, commit: of a container's changes. remove: the image, by `--sync`, which
+# answers when its files are gone. chain: the image's snapshots, one by one from
+# the top, by a client of our own; the answers do not wait for the disk.
+CHAIN = "chain"
+SMALL = ("usage", "commit", "remove", CHAIN)
+ROWS = IMAGES + SMALL
+USAGES = 5  # A round.
 
 
 def _ctr(side, *args):
@@ -60,68 +67,127 @@ def _fill(side, key, parent):
         os.rmdir(where)
 
 
-def _top(side):
+def _chain(side):
+    """The snapshots there are, each before its parent."""
     lines = [line.split() for line in _do(side, "ls").splitlines()[1:]]
-    parents = {line[1] for line in lines if len(line) == 3}
-    return [line[0] for line in lines if line[0] not in parents][0]
+    parents = {line[0]: line[1] if len(line) == 3 else "" for line in lines}
+    tops = set(parents) - set(parents.values())
+    assert len(tops) == 1, parents
+    chain = list(tops)
+    while parents[chain[-1]]:
+        chain.append(parents[chain[-1]])
+    return chain
 
 
-def _wait_deleted(side):
+def _folders(side):
+    """Where the snapshotter keeps its snapshots."""
+    found = glob.glob(side.daemon.root + "/**/*%s/snapshots" % side.snapshotter, recursive=True)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def _wait_deleted(folder):
     """Until what was removed is gone from the disk too."""
-    def gone():
-        for base, folders, _ in os.walk(side.daemon.root):
-            if os.path.basename(base) == "snapshots" and folders:
-                return False
-        return True
+    proc.wait_for(lambda: not os.listdir(folder), "removed snapshots to vanish", 60, 0.005)
 
-    proc.wait_for(gone, "removed snapshots to vanish", 60, 0.005)
+
+class _Figures:
+    """Of one kind of work: (ours, theirs) of each measure, as rows of the report."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def add(self, side, measured, value):
+        self.kept.setdefault(measured, ([], []))[side].append(value)
+
+    def report(self, report, what):
+        for (name, unit), figures in self.kept.items():
+            report.add("%s: %s" % (what, name), unit, *figures)
+
+
+WALL, WALL_MS = ("wall", "s"), ("wall", "ms")
+CPU, CPU_MS = ("CPU of daemons and client", "s"), ("CPU of daemons and client", "ms")
+PEAK = ("peak memory of daemons", "MiB PSS")
+GONE = ("gone from the disk", "s")
+GONE_CPU = ("CPU until it is gone", "s")
+
+
+def _measure(side, i, figures, with_peak, command, unit=1):
+    """One command: its peak memory, or its times."""
+    if with_peak:
+        figures.add(i, PEAK, measure.PeakMemory(command, side.pids, side.env).peak)
+        return
+    timed = measure.Timed(command, side.pids(), side.env)
+    figures.add(i, WALL if unit == 1 else WALL_MS, unit * timed.wall)
+    figures.add(i, CPU if unit == 1 else CPU_MS, unit * timed.cpu)
+
+
+def _measure_removal(side, i, figures, with_peak, command):
+    """`command` prints its own milliseconds, or nothing: then its wall time counts."""
+    folder = _folders(side)
+    os.sync()
+    pids = side.pids()
+    before, began = measure.cpu_s(pids), time.monotonic()
+    with measure.Watch(side.pids) if with_peak else contextlib.nullcontext() as watch:
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        wall = time.monotonic() - began
+        _wait_deleted(folder)
+    if with_peak:
+        figures.add(i, PEAK, watch.peak)
+        return
+    if done.stdout.replace(".", "").strip().isdigit():
+        figures.add(i, WALL_MS, float(done.stdout))
+    else:
+        figures.add(i, WALL, wall)
+    figures.add(i, GONE, time.monotonic() - began)
+    figures.add(i, GONE_CPU, measure.cpu_s(pids) - before)
 
 
 def _bench_unpack(report, pair, rounds, image, what):
-    wall, cpu, peak = ([], []), ([], []), ([], [])
+    figures = _Figures()
     for n in range(rounds + 1):
         for i, side in enumerate(pair()):
             with side.daemon:
                 _run(side, "content", "fetch", "--plain-http", image)
                 os.sync()  # What was written before is nobody's work here.
-                if n == rounds:
-                    peak[i].append(measure.PeakMemory(_unpack(side, image), side.pids,
-                                                      side.env).peak)
-                    continue
-                timed = measure.Timed(_unpack(side, image), side.pids(), side.env)
-                wall[i].append(timed.wall)
-                cpu[i].append(timed.cpu)
-    report.add(what + ": wall", "s", *wall)
-    report.add(what + ": CPU of daemons and client", "s", *cpu)
-    report.add(what + ": peak memory of daemons", "MiB PSS", *peak)
+                _measure(side, i, figures, n == rounds, _unpack(side, image))
+    figures.report(report, what)
 
 
-def _bench_small(report, pair, rounds, image, kind):
-    commit, usage, remove, gone = ([], []), ([], []), ([], []), ([], [])
-    for _ in range(rounds):
-        for i, side in enumerate(pair()):
+def _bench_small(report, pair, rounds, image, kind, rows, client):
+    usage, commit, remove, chain = [_Figures() for _ in SMALL]
+    for n in range(rounds + 1):
+        last = n == rounds
+        for i, side in enumerate(pair() if set(rows) & set(SMALL) - {CHAIN} else ()):
             with side.daemon:
                 subprocess.run(_unpack(side, image), check=True, capture_output=True)
-                _fill(side, "work", _top(side))
-                for _ in range(5):
-                    usage[i].append(1000 * measure.Timed(
-                        _snapshots(side, "usage", "work"), [], side.env).wall)
-                commit[i].append(1000 * measure.Timed(
-                    _snapshots(side, "commit", "done", "work"), [], side.env).wall)
-                _do(side, "rm", "done")
-                os.sync()
-                began = time.monotonic()
-                remove[i].append(measure.Timed(_ctr(side, "images", "rm", "--sync", image), [],
-                                               side.env).wall)
-                _wait_deleted(side)
-                gone[i].append(time.monotonic() - began)
-    report.add(kind + "usage of a snapshot of %d files: wall" % FILES, "ms", *usage)
-    report.add(kind + "commit of %d files: wall" % FILES, "ms", *commit)
-    report.add(kind + "remove the image: wall", "s", *remove)
-    report.add(kind + "remove the image: gone from the disk", "s", *gone)
+                if "usage" in rows or "commit" in rows:
+                    _fill(side, "work", _chain(side)[0])
+                    for _ in range(USAGES):
+                        _measure(side, i, usage, last, _snapshots(side, "usage", "work"), 1000)
+                    _measure(side, i, commit, last,
+                             _snapshots(side, "commit", "done", "work"), 1000)
+                    _do(side, "rm", "done")
+                if "remove" in rows:
+                    _measure_removal(side, i, remove, last,
+                                     _ctr(side, "images", "rm", "--sync", image))
+        if CHAIN not in rows:
+            continue
+        for i, side in enumerate(pair()):  # Neither has just collected.
+            with side.daemon:
+                subprocess.run(_unpack(side, image), check=True, capture_output=True)
+                keys = _chain(side)
+                for key in keys:  # No collection is to come first.
+                    _do(side, "label", key, "containerd.io/gc.root=bench")
+                _measure_removal(side, i, chain, last, [
+                    client, side.daemon.address, "bench", "remove", side.snapshotter] + keys)
+    usage.report(report, kind + "usage of a snapshot of %d files" % FILES)
+    commit.report(report, kind + "commit of %d files" % FILES)
+    remove.report(report, kind + "remove the image")
+    chain.report(report, kind + "remove its snapshots")
 
 
-def bench_layers(report, reg, sides, rounds, rows, kind=""):
+def bench_layers(report, reg, sides, rounds, rows, client, kind=""):
     """`kind` says in the report which snapshotter of ours it was."""
     kept = []
 
@@ -137,8 +203,9 @@ def bench_layers(report, reg, sides, rounds, rows, kind=""):
             if tag in rows:
                 _bench_unpack(report, pair, rounds, reg.host + "/" + tag + ":1",
                               kind + "unpack, " + tag)
-        if SMALL in rows:
-            _bench_small(report, pair, rounds, reg.host + "/" + IMAGES[-1] + ":1", kind)
+        if any(row in rows for row in SMALL):
+            _bench_small(report, pair, rounds, reg.host + "/" + IMAGES[-1] + ":1", kind, rows,
+                         client)
     finally:
         for folder in kept:
             shutil.rmtree(folder, ignore_errors=True)
@@ -157,7 +224,7 @@ def push(where, reg, tree_layers, size_mib, rows):
                          compression=tag.rsplit("-", 1)[1])
         open(done, "w").close()
     for tag in IMAGES:
-        if tag in rows or (SMALL in rows and tag == IMAGES[-1]):
+        if tag in rows or (tag == IMAGES[-1] and any(row in rows for row in SMALL)):
             proc.run(["skopeo", "copy", "-q", "--dest-tls-verify=false",
                       "oci:%s:%s" % (path, tag), "docker://%s/%s:1" % (reg.host, tag)],
                      check=True, timeout=300)

@@ -230,6 +230,7 @@ def main():
     parser.add_argument("--tasks", default=",".join(tasks_bench.SLICES),
                         help="slices of the tasks [%(default)s]")
     parser.add_argument("--latency-tool", help="//services/gateway:latency_tool, built before")
+    parser.add_argument("--records-client", help="//bench:records_client, built before")
     parser.add_argument("--images", metavar="FOLDER",
                         help="make the images of layers and registries there once and use "
                         "them again; with --pull-rounds 0 do nothing else")
@@ -250,12 +251,18 @@ def main():
             print("%-44s %10s %10s %8s" % ("", "ours", "containerd", "ratio"))
             if args.only in (None, "layers", "overlayfs", "erofs"):
                 rows = args.rows.split(",")
+                for row in rows:
+                    if row not in layers_bench.ROWS:
+                        parser.error("--rows: there is no %r" % row)
+                client = (args.records_client or records_bench.build()
+                          if layers_bench.CHAIN in rows else None)
                 layers_bench.push(args.images or folder, reg, tree_layers, args.size, rows)
                 if args.only != "erofs" and args.pull_rounds:
-                    layers_bench.bench_layers(report, reg, sides, args.pull_rounds, rows)
+                    layers_bench.bench_layers(report, reg, sides, args.pull_rounds, rows,
+                                              client)
                 if args.only != "overlayfs" and args.pull_rounds:
                     layers_bench.bench_layers(report, reg, erofs_sides, args.pull_rounds, rows,
-                                              "erofs: ")
+                                              client, "erofs: ")
             if args.only in (None, "pull"):
                 layers = tree_layers(args.size, 6)
                 for tag in ("gzip", "zstd"):

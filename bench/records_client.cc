@@ -16,6 +16,8 @@
 //       the same while containers are created one after the other; prints the
 //       longest and the median time of a create, in milliseconds, and how many
 //       there were
+//   records_client SOCKET NAMESPACE remove SNAPSHOTTER KEY...
+//       milliseconds until the snapshots are removed, one after the other
 #include <unistd.h>
 
 #include <algorithm>
@@ -175,6 +177,26 @@ class Bench {
     return absl::ToDoubleSeconds(absl::Now() - start);
   }
 
+  void Remove(const std::string& snapshotter,
+              const std::vector<std::string>& keys) const {
+    snapshots_v1::Snapshots::Stub stub(rpc::Connect(socket_));
+    snapshots_v1::StatSnapshotRequest look;
+    look.set_snapshotter(snapshotter);
+    look.set_key(keys[0]);
+    snapshots_v1::StatSnapshotResponse info;
+    Check(
+        stub.Stat(Call().get(), look, &info));  // It is connected from now on.
+    const absl::Time start = absl::Now();
+    for (const std::string& key : keys) {
+      snapshots_v1::RemoveSnapshotRequest request;
+      request.set_snapshotter(snapshotter);
+      request.set_key(key);
+      Empty empty;
+      Check(stub.Remove(Call().get(), request, &empty));
+    }
+    std::printf("%.3f\n", absl::ToDoubleMilliseconds(absl::Now() - start));
+  }
+
   void CollectBeside() const {
     std::atomic<bool> done{false};
     std::vector<double> times;
@@ -281,6 +303,8 @@ int Main(int argc, char** argv) {
     std::printf("%.3f\n", bench.Collect());
   } else if (command == "collect-beside" && argc == 4) {
     bench.CollectBeside();
+  } else if (command == "remove" && argc > 5) {
+    bench.Remove(argv[4], {argv + 5, argv + argc});
   } else {
     std::fprintf(stderr, "see the top of bench/records_client.cc\n");
     return 2;

@@ -2,12 +2,15 @@
 #ifndef BULKHEAD_SERVICES_METADATA_FAKE_BACKENDS_H_
 #define BULKHEAD_SERVICES_METADATA_FAKE_BACKENDS_H_
 
+#include <atomic>
 #include <map>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "services/metadata/content_backend.h"
 #include "services/metadata/snapshot_backend.h"
 
@@ -120,6 +123,8 @@ class FakeSnapshotBackend final : public SnapshotBackend {
   std::set<std::string> remote;
   // Called when a commit is made here and not yet answered.
   std::function<void()> committed = [] {};
+  absl::Duration cleanup_takes;
+  std::atomic<int> cleanups{0};  // Begun.
 
   absl::StatusOr<Mounts> Prepare(const std::string& key,
                                  const std::string& parent,
@@ -181,7 +186,11 @@ class FakeSnapshotBackend final : public SnapshotBackend {
       const std::string&) override {
     return snapshots_v1::UsageResponse();
   }
-  absl::Status Cleanup() override { return absl::UnimplementedError("fake"); }
+  absl::Status Cleanup() override {
+    ++cleanups;
+    absl::SleepFor(cleanup_takes);
+    return absl::UnimplementedError("fake");
+  }
 
  private:
   absl::Mutex mutex_;  // Removals come several at once.

@@ -232,9 +232,9 @@ void Collector::Run() {
     if (stopping_) return;
     changed_ = false;
     if (wanted_ == finished_ && !first && !retry_ && !Due()) continue;
-    if (wanted_ == finished_ &&
-        options_.schedule_delay > absl::ZeroDuration() && !first) {
-      mutex_.AwaitWithTimeout(absl::Condition(&asked), options_.schedule_delay);
+    if (wanted_ == finished_ && !first) {
+      mutex_.AwaitWithTimeout(absl::Condition(&asked),
+                              std::max(options_.schedule_delay, kSettle));
       if (stopping_) return;
     }
     const uint64_t request = wanted_;
@@ -245,8 +245,9 @@ void Collector::Run() {
     store_.mutations = 0;
     mutex_.Unlock();
     const absl::Time started = absl::Now();
-    absl::StatusOr<CollectResult> result = Collect(backends);
-    const absl::Duration took = absl::Now() - started;
+    absl::Duration waited;
+    absl::StatusOr<CollectResult> result = Collect(backends, &waited);
+    const absl::Duration took = absl::Now() - started - waited;
     mutex_.Lock();
     first = false;
     last_ = std::move(result);
@@ -268,7 +269,8 @@ bool Collector::Due() const {
          store_.mutations >= options_.mutation_threshold;
 }
 
-absl::StatusOr<CollectResult> Collector::Collect(bool backends) {
+absl::StatusOr<CollectResult> Collector::Collect(bool backends,
+                                                 absl::Duration* waited) {
   static stats::Value* const runs = stats::Counter("bulkhead_gc_runs_total");
   static stats::Value* const removed =
       stats::Counter("bulkhead_gc_removed_total");
@@ -289,7 +291,7 @@ absl::StatusOr<CollectResult> Collector::Collect(bool backends) {
   }
   const int64_t total = result->leases + result->images + result->blobs +
                         result->ingests + result->snapshots;
-  if (backends || total > 0) SweepBackends();
+  if (backends || total > 0) *waited = SweepBackends();
   runs->Add();
   removed->Add(total);
   seconds->ObserveMicros(absl::ToInt64Microseconds(absl::Now() - started));
@@ -304,26 +306,37 @@ absl::StatusOr<CollectResult> Collector::Collect(bool backends) {
   return *result;
 }
 
-// What fails is logged and tried again after kRetryInterval.
-void Collector::SweepBackends() {
+// What fails is logged and tried again after kRetryInterval. Returns how much
+// of the time it only waited for snapshots' files to be gone.
+absl::Duration Collector::SweepBackends() {
+  const absl::Time started = absl::Now();
   // Beside the snapshots: both wait for the disk most of the time.
   absl::Status content;
-  std::thread blobs([&] { content = content_.SweepBackend(); });
+  absl::Duration content_took;
+  std::thread blobs([&] {
+    content = content_.SweepBackend();
+    content_took = absl::Now() - started;
+  });
+  absl::Duration waited;
   bool failed = false;
   for (const std::string& snapshotter : snapshots_.names()) {
-    const absl::Status status = snapshots_.SweepBackend(snapshotter);
+    absl::Duration cleanup;
+    const absl::Status status = snapshots_.SweepBackend(snapshotter, &cleanup);
+    waited += cleanup;
     if (status.ok()) continue;
     failed = true;
     log::Debug("snapshotter not swept",
                {{"snapshotter", snapshotter}, {"error", MessageOf(status)}});
   }
   blobs.join();
+  const absl::Duration took = absl::Now() - started;
   if (!content.ok()) {
     failed = true;
     log::Debug("content not swept", {{"error", MessageOf(content)}});
   }
   absl::MutexLock lock(&mutex_);
   retry_ = failed;
+  return std::min(waited, took - content_took);
 }
 
 }  // namespace bulkhead::metadata

@@ -52,8 +52,14 @@ absl::StatusOr<CollectResult> CollectRecords(
 absl::StatusOr<std::vector<std::string>> ListGarbage(Store& store);
 
 // Unasked runs: at most this share of the time is spent in them, as long as
-// that does not put the next one off for longer than this.
+// that does not put the next one off for longer than this. Waiting for a
+// snapshotter to delete files, which is the same work whenever it is done, does
+// not count.
 constexpr double kWorkShareMax = 0.1;
+// How long an unasked run lets changes come after the one that it is for: those
+// who remove one thing after the other would otherwise wait for a disk that is
+// busy deleting the first. (containerd waits for a second.)
+constexpr absl::Duration kSettle = absl::Milliseconds(200);
 constexpr absl::Duration kWorkIntervalMax = absl::Seconds(30);
 
 struct CollectorOptions {
@@ -80,8 +86,8 @@ class Collector {
  private:
   void Run();
   bool Due() const;  // A threshold is reached.
-  absl::StatusOr<CollectResult> Collect(bool backends);
-  void SweepBackends();
+  absl::StatusOr<CollectResult> Collect(bool backends, absl::Duration* waited);
+  absl::Duration SweepBackends();
 
   Store& store_;
   Content& content_;

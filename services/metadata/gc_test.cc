@@ -632,5 +632,28 @@ TEST_F(GcTest, CollectorAnswersCollectNow) {
   EXPECT_TRUE(blobs_.blobs.empty());
 }
 
+// What comes next does not wait ten times as long as the disk took.
+TEST_F(GcTest, ASlowDiskPutsNoCollectionOff) {
+  constexpr absl::Duration kDisk = absl::Seconds(2);
+  constexpr absl::Duration kPatience = absl::Seconds(12);
+  snapshotter_->cleanup_takes = kDisk;
+  LabelMap root;
+  root[kLabelRoot] = "x";
+  AddSnapshot("one", "", root);
+  AddSnapshot("two", "", root);
+  Collector collector(store_, content_, *snapshots_, {});
+  ASSERT_TRUE(collector.CollectNow().ok());
+  int expected = 0;
+  for (const char* name : {"one", "two"}) {
+    const absl::Time began = absl::Now();
+    ASSERT_TRUE(snapshots_->Remove(call_, name).ok());
+    ++expected;
+    while (snapshotter_->cleanups < expected) {
+      ASSERT_LT(absl::Now() - began, kPatience) << name;
+      absl::SleepFor(absl::Milliseconds(10));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace bulkhead::metadata

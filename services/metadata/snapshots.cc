@@ -661,7 +661,8 @@ std::vector<std::string> Snapshots::names() const {
   return names;
 }
 
-absl::Status Snapshots::SweepBackend(const std::string& snapshotter) {
+absl::Status Snapshots::SweepBackend(const std::string& snapshotter,
+                                     absl::Duration* waited) {
   ASSIGN_OR_RETURN(SnapshotBackend* const backend,
                    Ready({"", "", snapshotter}));
   std::unordered_map<std::string, std::string> parents;  // By backend key.
@@ -730,7 +731,9 @@ absl::Status Snapshots::SweepBackend(const std::string& snapshotter) {
     }
   }
   if (removed) {
+    const absl::Time began = absl::Now();
     const absl::Status status = backend->Cleanup();
+    if (waited != nullptr) *waited = absl::Now() - began;
     if (!absl::IsUnimplemented(status)) first.Update(status);
   }
   return first;

@@ -79,8 +79,10 @@ class Snapshots {
   // there are none. Errors: the backend's.
   absl::Status Settle(const std::string& snapshotter);
   // Removes what no record names from a backend, children first. Goes on past
-  // failures; the first error, if any, at the end.
-  absl::Status SweepBackend(const std::string& snapshotter);
+  // failures; the first error, if any, at the end. `waited` is how much of the
+  // time went by until what was removed was gone from the backend's disk.
+  absl::Status SweepBackend(const std::string& snapshotter,
+                            absl::Duration* waited = nullptr);
 
  private:
   // After Settle().
