@@ -25,8 +25,8 @@ constexpr int64_t kWritebackStepBytes = 4 << 20;
 
 // A wake-up costs as much as a small file: a few jobs are worth one, or a
 // nap's time.
-constexpr size_t kJobsWorthWaking = 8;
-constexpr size_t kBytesWorthWaking = 64 << 10;
+constexpr size_t kJobsWorthWaking = 32;
+constexpr size_t kBytesWorthWaking = 256 << 10;
 constexpr std::chrono::milliseconds kNap{1};
 
 // What a file adds to written_bytes() besides its own: inode and last block.

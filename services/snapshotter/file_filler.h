@@ -124,7 +124,7 @@ class FileWriter {
   FileFiller filler_;  // Of the thread in Run(), or anybody's while it is idle.
 };
 
-constexpr size_t kFileJobsMax = 32;
+constexpr size_t kFileJobsMax = 96;
 
 }  // namespace bulkhead::snapshotter
 
