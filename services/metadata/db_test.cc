@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "absl/time/clock.h"
+#include "lib/testing/faulty_rocks.h"
 #include "lib/testing/temp_dir.h"
 #include "proto/containerd/events/task.pb.h"
 #include "proto/containerd/services/images/v1/images.pb.h"
@@ -141,6 +143,111 @@ TEST_F(EventLogTest, ResumesAcrossRestarts) {
   EXPECT_TRUE(absl::IsFailedPrecondition(bus_->Subscribe(
                                                  filters::Filter(), [] {}, 303)
                                              .status()));
+}
+
+// Who forwards an exit may be killed before it knows that the log has it.
+TEST_F(EventLogTest, AnEndIsToldOnce) {
+  containerd::events::TaskExit exit;
+  exit.set_container_id("c");
+  exit.set_id("c");
+  exit.set_pid(7);
+  exit.mutable_exited_at()->set_seconds(100);
+  exit.mutable_exited_at()->set_nanos(5);
+  int64_t second = 1;
+  const auto forward = [&](const std::string& topic,
+                           const google::protobuf::Message& event) {
+    Envelope envelope = MakeEnvelope("ns", topic, PackEvent(event));
+    envelope.mutable_timestamp()->set_seconds(second++);  // Each telling's own.
+    ASSERT_TRUE(bus_->Forward(std::move(envelope)).ok());
+  };
+  Open();
+  const auto live = bus_->Subscribe(filters::Filter(), [] {}).value();
+  forward("/tasks/exit", exit);
+  forward("/tasks/exit", exit);
+  EXPECT_EQ(live->Next()->sequence, 1u);
+  EXPECT_EQ(live->Next()->envelope, nullptr);
+  containerd::events::TaskDelete gone;
+  gone.set_container_id("c");
+  gone.set_pid(7);
+  *gone.mutable_exited_at() = exit.exited_at();
+  forward("/tasks/delete", gone);
+  gone.set_id("c");  // As others tell it.
+  forward("/tasks/delete", gone);
+  EXPECT_EQ(bus_->last(), 2u);
+}
+
+TEST_F(EventLogTest, AnEndIsKnownAfterARestartAndOthersAreOthers) {
+  containerd::events::TaskExit exit;
+  exit.set_container_id("c");
+  exit.set_id("c");
+  exit.set_pid(7);
+  exit.mutable_exited_at()->set_seconds(100);
+  const auto forward = [&](const std::string& ns) {
+    ASSERT_TRUE(
+        bus_->Forward(MakeEnvelope(ns, "/tasks/exit", PackEvent(exit))).ok());
+  };
+  Open();
+  forward("ns");
+  Open();
+  forward("ns");
+  EXPECT_EQ(bus_->last(), 1u);
+  forward("other");
+  exit.set_id("exec");
+  forward("ns");
+  exit.set_pid(8);
+  forward("ns");
+  exit.mutable_exited_at()->set_nanos(1);
+  forward("ns");
+  EXPECT_EQ(bus_->last(), 5u);
+  // Without a time nothing tells it from another one.
+  exit.clear_exited_at();
+  forward("ns");
+  forward("ns");
+  EXPECT_EQ(bus_->last(), 7u);
+  EXPECT_EQ(After(0).size(), 7u);
+}
+
+TEST_F(EventLogTest, AnEndThatCouldNotBeKeptMayBeToldAgain) {
+  testing::FaultyRocks rocks;
+  DbOptions options;
+  options.env = rocks.env();
+  db_ = Db::Open(dir_.Path("faulty"), options).value();
+  bus_ = std::make_unique<EventBus>();
+  ASSERT_TRUE(bus_->OpenLog(*db_, 1000).ok());
+  containerd::events::TaskExit exit;
+  exit.set_container_id("c");
+  exit.mutable_exited_at()->set_seconds(100);
+  const auto forward = [&] {
+    return bus_->Forward(MakeEnvelope("ns", "/tasks/exit", PackEvent(exit)));
+  };
+  rocks.Set({.fail_at = 0});
+  ASSERT_FALSE(forward().ok());
+  ASSERT_TRUE(rocks.fired());
+  rocks.Set({});
+  const absl::Time deadline = absl::Now() + absl::Seconds(20);
+  while (!forward().ok()) ASSERT_LT(absl::Now(), deadline);
+  ASSERT_TRUE(forward().ok());
+  EXPECT_EQ(After(0).size(), 1u);
+  bus_.reset();
+  db_.reset();  // Before its Env.
+}
+
+TEST_F(EventLogTest, KnownEndsAreBounded) {
+  Open();
+  containerd::events::TaskExit exit;
+  exit.set_container_id("c");
+  exit.mutable_exited_at()->set_seconds(100);
+  const auto forward = [&](uint32_t pid) {
+    exit.set_pid(pid);
+    ASSERT_TRUE(
+        bus_->Forward(MakeEnvelope("ns", "/tasks/exit", PackEvent(exit))).ok());
+  };
+  for (uint32_t pid = 0; pid <= kEndsKnownMax; ++pid) forward(pid);
+  EXPECT_EQ(bus_->last(), kEndsKnownMax + 1);
+  forward(kEndsKnownMax);
+  EXPECT_EQ(bus_->last(), kEndsKnownMax + 1);
+  forward(0);
+  EXPECT_EQ(bus_->last(), kEndsKnownMax + 2);
 }
 
 TEST_F(EventLogTest, CatchesUpAndGoesOn) {

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "lib/base/status_macros.h"
+#include "proto/containerd/events/task.pb.h"
 #include "services/metadata/util.h"
 
 namespace bulkhead::metadata {
@@ -66,6 +67,44 @@ std::optional<std::string> StringField(const Message& message,
     return StringField(reflection->GetMessage(message, field), path, at + 1);
   }
   return std::nullopt;
+}
+
+constexpr char kExitTopic[] = "/tasks/exit";
+constexpr char kDeleteTopic[] = "/tasks/delete";
+
+// What tells the end of one process from all others: which it was, and when it
+// ended. Nothing if `envelope` is about something else.
+template <typename End>
+std::optional<std::string> EndIn(const Envelope& envelope) {
+  End end;
+  if (envelope.event().type_url().substr(
+          envelope.event().type_url().rfind('/') + 1) != end.GetTypeName() ||
+      !end.ParseFromString(envelope.event().value()) || !end.has_exited_at()) {
+    return std::nullopt;
+  }
+  const std::string& id = end.id().empty() ? end.container_id() : end.id();
+  // No name has a NUL (CheckIdentifier).
+  return absl::StrCat(envelope.topic(), absl::string_view("\0", 1),
+                      envelope.namespace_(), absl::string_view("\0", 1),
+                      end.container_id(), absl::string_view("\0", 1), id,
+                      absl::string_view("\0", 1), end.pid(), " ",
+                      end.exited_at().seconds(), " ", end.exited_at().nanos());
+}
+
+std::optional<std::string> EndOf(const Envelope& envelope) {
+  if (envelope.topic() == kExitTopic) {
+    return EndIn<containerd::events::TaskExit>(envelope);
+  }
+  if (envelope.topic() == kDeleteTopic) {
+    return EndIn<containerd::events::TaskDelete>(envelope);
+  }
+  return std::nullopt;
+}
+
+// Whether the bytes of an envelope may be an end: without parsing it.
+bool MayBeEnd(std::string_view bytes) {
+  return bytes.find(kExitTopic) != std::string_view::npos ||
+         bytes.find(kDeleteTopic) != std::string_view::npos;
 }
 
 }  // namespace
@@ -144,6 +183,7 @@ absl::Status EventBus::OpenLog(Db& db, int64_t kept_max,
   uint64_t newest = 0;
   std::deque<uint32_t> sizes;
   int64_t kept_bytes = 0;
+  Ends ends;
   if (last.has_value()) {
     if (!absl::SimpleHexAtoi(Split(*last)[0], &newest)) {
       return absl::DataLossError("the event log's last key is not a number");
@@ -158,9 +198,18 @@ absl::Status EventBus::OpenLog(Db& db, int64_t kept_max,
           sizes.resize(sequence - oldest, 0);
           sizes.push_back(static_cast<uint32_t>(value.size()));
           kept_bytes += static_cast<int64_t>(value.size());
+          Envelope envelope;
+          if (MayBeEnd(value) &&
+              envelope.ParseFromArray(value.data(),
+                                      static_cast<int>(value.size()))) {
+            std::optional<std::string> end = EndOf(envelope);
+            if (end.has_value()) ends.Add(*std::move(end));
+          }
           return true;
         }));
   }
+  absl::MutexLock ends_lock(&ends_mutex_);
+  ends_ = std::move(ends);
   absl::MutexLock lock(&mutex_);
   db_ = &db;
   kept_max_ = static_cast<uint64_t>(std::max<int64_t>(kept_max, 1));
@@ -282,10 +331,29 @@ absl::Status EventBus::Publish(const std::string& ns, const std::string& topic,
 absl::Status EventBus::PublishAny(const std::string& ns,
                                   const std::string& topic,
                                   const google::protobuf::Any& event) {
-  return Forward(MakeEnvelope(ns, topic, event));
+  return Keep(MakeEnvelope(ns, topic, event));
+}
+
+void EventBus::Ends::Add(std::string end) {
+  const auto [at, added] = known_.insert(std::move(end));
+  if (!added) return;
+  oldest_first_.push_back(&*at);
+  if (oldest_first_.size() <= kEndsKnownMax) return;
+  known_.erase(known_.find(*oldest_first_.front()));
+  oldest_first_.pop_front();
 }
 
 absl::Status EventBus::Forward(Envelope envelope) {
+  std::optional<std::string> end = EndOf(envelope);
+  if (!end.has_value()) return Keep(std::move(envelope));
+  absl::MutexLock lock(&ends_mutex_);
+  if (ends_.Has(*end)) return absl::OkStatus();
+  RETURN_IF_ERROR(Keep(std::move(envelope)));
+  ends_.Add(*std::move(end));
+  return absl::OkStatus();
+}
+
+absl::Status EventBus::Keep(Envelope envelope) {
   Batch batch;
   std::vector<Envelope> one;
   one.push_back(std::move(envelope));

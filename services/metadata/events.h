@@ -8,6 +8,10 @@
 // (Publish, Forward) survives the death of this process at once, a power
 // failure from the next synced change on. Numbers grow by one but may have
 // gaps, where a change failed.
+//
+// The end of a process (TaskExit, TaskDelete) is kept and handed out once,
+// however often it is forwarded: whoever forwards may die before it knows that
+// it has.
 #ifndef BULKHEAD_SERVICES_METADATA_EVENTS_H_
 #define BULKHEAD_SERVICES_METADATA_EVENTS_H_
 
@@ -21,6 +25,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -43,6 +48,9 @@ constexpr size_t kSubscribersMax = 256;
 // Of envelopes that the log keeps, however few they are: anybody may publish
 // large ones.
 constexpr int64_t kEventsKeptBytesMax = 64 << 20;
+
+// Of the newest ends that came through Forward(): those are known again.
+constexpr size_t kEndsKnownMax = 8192;
 
 // `message` in an Any whose type URL is its bare name.
 google::protobuf::Any PackEvent(const google::protobuf::Message& message);
@@ -126,7 +134,9 @@ class EventBus {
                        const google::protobuf::Message& event);
   absl::Status PublishAny(const std::string& ns, const std::string& topic,
                           const google::protobuf::Any& event);
-  // As it is.
+  // As it is. OK without doing anything for a TaskExit or TaskDelete about the
+  // same process and the same moment as one of the newest kEndsKnownMax, also
+  // of those in the log that was opened.
   absl::Status Forward(Envelope envelope);
 
   // `on_ready` is called, from a publisher's thread, whenever something was
@@ -146,6 +156,8 @@ class EventBus {
 
  private:
   friend class Subscription;
+  // Numbers, keeps and hands out.
+  absl::Status Keep(Envelope envelope);
   void Deliver(const Event& event);  // Under mutex_.
   // Under mutex_: whether the log has more than it may, and the slack.
   bool TooLong(uint64_t slack_events, int64_t slack_bytes) const;
@@ -168,6 +180,21 @@ class EventBus {
     uint32_t size_bytes = 0;
   };
   std::map<uint64_t, Finished> finished_;
+
+  // The ends of processes that were forwarded, each by what it is about.
+  class Ends {
+   public:
+    bool Has(const std::string& end) const { return known_.contains(end); }
+    void Add(std::string end);
+
+   private:
+    std::unordered_set<std::string> known_;
+    std::deque<const std::string*> oldest_first_;
+  };
+  // Held while an end is kept, so that the same one waits for the outcome.
+  // Taken before mutex_.
+  absl::Mutex ends_mutex_;
+  Ends ends_;
 };
 
 // An envelope with its time set to now.
