@@ -163,7 +163,9 @@ int CompleteWords(const CLI::App* root, Session& session,
 Session::Session()
     : address(EnvOr("BULKHEAD_ADDRESS", kDefaultAddress)),
       ns(EnvOr("CONTAINERD_NAMESPACE", "default")) {}
-Session::~Session() = default;
+// The process is about to end, and closing the connection in order would wait
+// for gRPC's threads.
+Session::~Session() { (void)client_.release(); }
 
 Client& Session::client() {
   if (client_ == nullptr) {

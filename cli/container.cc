@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -262,20 +263,26 @@ absl::Status RemoveContainer(Client& client, const ContainerRecord& record,
 }
 
 absl::Status RemoveWithoutTask(Client& client, const ContainerRecord& record) {
-  google::protobuf::Empty empty;
-  if (!record.snapshot_key().empty()) {
+  // Both at once. A snapshot that could not be removed now is garbage as soon
+  // as no record names it.
+  absl::Status unsnapped;
+  std::thread snapshot([&] {
+    if (record.snapshot_key().empty()) return;
     containerd::services::snapshots::v1::RemoveSnapshotRequest remove;
     remove.set_snapshotter(record.snapshotter());
     remove.set_key(record.snapshot_key());
-    const absl::Status removed =
-        client.Call(std::string(kSnapshots) + "Remove", remove, &empty);
-    if (!removed.ok() && !absl::IsNotFound(removed)) return removed;
-  }
+    google::protobuf::Empty empty;
+    unsnapped = client.Call(std::string(kSnapshots) + "Remove", remove, &empty);
+  });
   containers::DeleteContainerRequest remove;
   remove.set_id(record.id());
+  google::protobuf::Empty empty;
   const absl::Status removed =
       client.Call(std::string(kContainers) + "Delete", remove, &empty);
-  if (!removed.ok() && !absl::IsNotFound(removed)) return removed;
+  snapshot.join();
+  for (const absl::Status& status : {removed, unsnapped}) {
+    if (!status.ok() && !absl::IsNotFound(status)) return status;
+  }
   const std::string log = LabelOf(record, kLabelLogPath);
   const size_t slash = log.rfind('/');
   // Only a folder that is this container's: labels are anybody's to write.

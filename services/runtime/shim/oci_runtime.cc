@@ -24,6 +24,10 @@ namespace bulkhead::shim {
 namespace {
 
 constexpr size_t kOutputSizeBytesMax = 1 << 20;
+// `runc exec` is over in some 30 ms, of which it spent three collecting garbage
+// from a heap of 4 MB: from 20 MB on is soon enough. (It makes no create
+// shorter.)
+constexpr char kGoCollectsLater[] = "GOGC=400";
 
 std::string FromEnvironment(const char* name, const char* otherwise) {
   const char* value = ::getenv(name);
@@ -237,6 +241,9 @@ void OciRuntime::Run(const Command& command,
   request.argv = GlobalArgs();
   request.argv.insert(request.argv.end(), command.args.begin(),
                       command.args.end());
+  if (is_runc_ && command.args[0] == "exec" && ::getenv("GOGC") == nullptr) {
+    request.environment.push_back(kGoCollectsLater);
+  }
   request.stdin_fd = command.stdin_fd;
   auto output = std::make_shared<os::UniqueFd>();
   if (command.has_streams) {
