@@ -10,6 +10,14 @@ import time
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BIN = os.path.join(TOP, "dist", "bin")
 
+# A shell without job control has what it starts with & ignore these, and so would
+# every program that we start: ^C would end none, and containers of daemons that
+# hand it on (containerd's do) would not die of SIGQUIT.
+for _number in (signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT
+                      else signal.SIG_DFL)
+
 
 def wait_for(condition, what, timeout=20.0, interval=0.02):
     """Polls until condition() is true; its last value comes back."""
