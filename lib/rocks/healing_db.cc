@@ -10,6 +10,7 @@
 #include "absl/time/clock.h"
 #include "lib/log/log.h"
 #include "lib/os/durable_dirs.h"
+#include "lib/rocks/log_files.h"
 
 namespace bulkhead::rocks {
 namespace {
@@ -54,7 +55,8 @@ class LogLines : public rocksdb::Logger {
   }
 };
 
-rocksdb::Options WithLog(rocksdb::Options options) {
+rocksdb::Options With(rocksdb::Env* env, rocksdb::Options options) {
+  options.env = env;
   if (options.info_log == nullptr) {
     options.info_log = std::make_shared<LogLines>();
   }
@@ -63,10 +65,15 @@ rocksdb::Options WithLog(rocksdb::Options options) {
 
 }  // namespace
 
+HealingDb::HealingDb(rocksdb::Options options, const std::string& path)
+    : env_(WithLogsAhead(options.env)),
+      options_(With(env_.get(), std::move(options))),
+      path_(path) {}
+
 rocksdb::Status HealingDb::Open(const rocksdb::Options& options,
                                 const std::string& path,
                                 std::unique_ptr<HealingDb>* out) {
-  std::unique_ptr<HealingDb> made(new HealingDb(WithLog(options), path));
+  std::unique_ptr<HealingDb> made(new HealingDb(options, path));
   // RocksDB makes the folder, but does not care for its name.
   const absl::Status folder = os::MakeDurableDirs(path, 0700);
   if (!folder.ok()) return rocksdb::Status::IOError(folder.ToString());

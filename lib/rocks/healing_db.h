@@ -9,6 +9,8 @@
 //   if (!db.status().ok()) return db.status();
 //   db->Get(...);
 //
+// Its logs are written into zeros (log_files.h).
+//
 // Thread-safe. Reads go on while writes fail.
 #ifndef BULKHEAD_LIB_ROCKS_HEALING_DB_H_
 #define BULKHEAD_LIB_ROCKS_HEALING_DB_H_
@@ -85,8 +87,7 @@ class HealingDb {
                         rocksdb::WriteBatch* batch);
 
  private:
-  HealingDb(const rocksdb::Options& options, const std::string& path)
-      : options_(options), path_(path) {}
+  HealingDb(rocksdb::Options options, const std::string& path);
 
   rocksdb::Status Acquire(rocksdb::DB** db);
   void Release();
@@ -97,6 +98,7 @@ class HealingDb {
   rocksdb::Status Probe() const;
   rocksdb::Status Reopen() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  const std::unique_ptr<rocksdb::Env> env_;  // What options_ has.
   const rocksdb::Options options_;
   const std::string path_;
 

@@ -118,6 +118,9 @@ class FaultyRocks::FileSystem : public rocksdb::FileSystemWrapper {
       return target()->ReopenWritableFile(path, options, file, debug);
     });
   }
+  IOStatus NewRandomRWFile(const std::string& path, const FileOptions& options,
+                           std::unique_ptr<rocksdb::FSRandomRWFile>* result,
+                           IODebugContext* debug) override;
   IOStatus NewDirectory(const std::string& path, const IOOptions& options,
                         std::unique_ptr<rocksdb::FSDirectory>* result,
                         IODebugContext* debug) override;
@@ -251,6 +254,26 @@ class File : public rocksdb::FSWritableFileOwnerWrapper {
 };
 
 template <typename Owner>
+class RandomFile : public rocksdb::FSRandomRWFileOwnerWrapper {
+ public:
+  RandomFile(std::unique_ptr<rocksdb::FSRandomRWFile> file, Owner* owner,
+             std::string path)
+      : rocksdb::FSRandomRWFileOwnerWrapper(std::move(file)),
+        owner_(*owner),
+        path_(std::move(path)) {}
+  IOStatus Write(uint64_t offset, const rocksdb::Slice& data,
+                 const IOOptions& options, IODebugContext* debug) override {
+    return owner_.Append(data, path_, [&](const rocksdb::Slice& part) {
+      return target()->Write(offset, part, options, debug);
+    });
+  }
+
+ private:
+  Owner& owner_;
+  const std::string path_;
+};
+
+template <typename Owner>
 class Directory : public rocksdb::FSDirectoryWrapper {
  public:
   Directory(std::unique_ptr<rocksdb::FSDirectory> directory, Owner* owner,
@@ -281,6 +304,21 @@ IOStatus FaultyRocks::FileSystem::Opened(
   const IOStatus status = Made(path, [&] { return open(&file); });
   if (status.ok()) {
     *result = std::make_unique<File<FileSystem>>(std::move(file), this, path);
+  }
+  return status;
+}
+
+IOStatus FaultyRocks::FileSystem::NewRandomRWFile(
+    const std::string& path, const FileOptions& options,
+    std::unique_ptr<rocksdb::FSRandomRWFile>* result, IODebugContext* debug) {
+  std::unique_ptr<rocksdb::FSRandomRWFile> file;
+  const Fate fate = Next(Call::kOpen, path);
+  if (!fate.status.ok()) return fate.status;
+  const IOStatus status =
+      target()->NewRandomRWFile(path, options, &file, debug);
+  if (status.ok()) {
+    *result =
+        std::make_unique<RandomFile<FileSystem>>(std::move(file), this, path);
   }
   return status;
 }

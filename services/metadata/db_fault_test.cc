@@ -219,7 +219,7 @@ TEST(DbPowerLoss, AtEveryStepWhatWasAcknowledgedStays) {
 TEST(DbPowerLoss, TheSimulationFindsADroppedFsync) {
   std::mt19937 random(3);
   int lost = 0;
-  for (int i = 0; i < 10; ++i) {
+  for (int i = 0; i < 40; ++i) {
     TempDir dir;
     std::filesystem::create_directory(dir.Path("db"));
     Disk disk(dir.path());

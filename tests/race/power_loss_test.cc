@@ -395,7 +395,7 @@ TEST(PowerLoss, AtEveryStepOfTheBlobs) {
 TEST(PowerLoss, TheSimulationFindsADroppedFsync) {
   std::mt19937 random(3);
   int lost = 0;
-  for (int i = 0; i < 5; ++i) {
+  for (int i = 0; i < 30; ++i) {
     TempDir dir;
     std::filesystem::create_directory(dir.Path("db"));
     Disk disk(dir.path());
