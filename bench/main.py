@@ -14,6 +14,7 @@ import sys
 import time
 
 from bench import content as content_bench
+from bench import journal
 from bench import layers as layers_bench
 from bench import measure
 from bench import records as records_bench
@@ -239,7 +240,14 @@ def main():
     parser.add_argument("--layer-size", type=int, default=1024, metavar="MIB",
                         help="of the one large layer of the registries")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--journal", type=int, metavar="GIB",
+                        help="on a fresh ext4 with a journal, of so many GiB, in place of /tmp")
     args = parser.parse_args()
+    if args.journal and journal.INSIDE not in os.environ:
+        if args.only in (None, "records", "collect", "content", "layers", "overlayfs", "erofs"):
+            records_bench.build()  # Outside: a Bazel server would keep that /tmp.
+            content_bench.build()
+        return journal.run(args.journal)
     folder = proc.temp_dir()
     report = Report()
     report.with_peak = not args.no_peak
