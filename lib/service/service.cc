@@ -143,6 +143,7 @@ class ContextImpl : public Context {
       }
     }
     log::Info("ready", {{"version", kProductVersion}});
+    os::ReleaseIdleMemory();  // Nothing of the start is needed again.
     WaitForEnd();
     os::NotifySystemd("STOPPING=1");
     if (server_ != nullptr) server_->Stop(kDrainGrace);

@@ -11,8 +11,10 @@ namespace bulkhead::snapshotter {
 absl::StatusOr<Unpacked> Applier::ApplyProcessed(
     const std::vector<os::MountSpec>& mounts, LayerSource& source,
     const std::string& media_type, bool parallel, const Payloads& payloads) {
+  std::string written;
   const auto hook = [&](const std::string& tree,
                         const Unpacked& unpacked) -> absl::Status {
+    written = tree;
     std::optional<DiskUsage> usage;
     if (unpacked.extracted.blocks >= 0) {
       usage = DiskUsage{.size_bytes = unpacked.extracted.blocks * 512,
@@ -38,16 +40,19 @@ absl::StatusOr<Unpacked> Applier::ApplyProcessed(
   };
   ASSIGN_OR_RETURN(const std::unique_ptr<ProcessorChain> chain,
                    StartProcessors(source, media_type, processors_, payloads));
-  if (chain == nullptr) {
-    return ApplyLayer(mounts, source, media_type, parallel, limits_, hook,
-                      sink_for);
-  }
   absl::StatusOr<Unpacked> result =
-      ApplyLayer(mounts, chain->output(), chain->media_type(), parallel,
+      ApplyLayer(mounts, chain == nullptr ? source : chain->output(),
+                 chain == nullptr ? media_type : chain->media_type(), parallel,
                  limits_, hook, sink_for);
-  // A program that failed left an archive cut off: it is the cause.
-  const absl::Status ended = chain->Finish(result.ok());
-  if (!ended.ok() && !absl::IsCancelled(ended)) return ended;
+  if (chain != nullptr) {
+    // A program that failed left an archive cut off: it is the cause.
+    const absl::Status ended = chain->Finish(result.ok());
+    if (!ended.ok() && !absl::IsCancelled(ended)) return ended;
+  }
+  RETURN_IF_ERROR(result.status());
+  for (Snapshotter* snapshotter : snapshotters_) {
+    snapshotter->NoteSynced(written);
+  }
   return result;
 }
 

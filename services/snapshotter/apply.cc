@@ -18,6 +18,7 @@
 #include "lib/digest/digest.h"
 #include "lib/log/log.h"
 #include "lib/os/capability.h"
+#include "lib/os/memory.h"
 #include "lib/os/seccomp.h"
 #include "services/snapshotter/file_filler.h"
 #include "services/snapshotter/inflate.h"
@@ -334,6 +335,9 @@ absl::StatusOr<Unpacked> UnpackLayer(LayerSource& source,
   {
     std::unique_lock lock(mutex);
     while (!over.wait_for(lock, kEarlySyncLook, [&] { return is_extracted; })) {
+      lock.unlock();
+      os::ReleaseCodeNowAndThen();
+      lock.lock();
       const int64_t written_bytes = writer.written_bytes();
       if (!early.sync || !synced.ok() ||
           written_bytes - synced_bytes < early.bytes) {

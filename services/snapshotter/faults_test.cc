@@ -374,6 +374,40 @@ TEST_P(Faults, EachCallFailsAndThenTheProcessEnds) {
   TryEach([](int at) { return CallFault{.fail_at = at, .error = EIO}; }, false);
 }
 
+// The layer's last sync fails, and the client commits all the same.
+TEST_P(Faults, WhatWasNotSyncedIsSyncedByTheCommit) {
+  if (GetParam() == Driver::kErofs) return;  // There is no image then.
+  const int status = InChild([&] {
+    auto snapshotter = OpenForTest(GetParam(), root_);
+    if (snapshotter == nullptr) Finish(kComplained);
+    const auto sync_failed = [] { return FaultyCalls::fired() == "syncfs"; };
+    EXPECT_TRUE(snapshotter->Prepare("k", "", {}).ok());
+    const auto mounts = snapshotter->Mounts("k");
+    EXPECT_TRUE(mounts.ok()) << mounts.status();
+    if (!mounts.ok()) Finish(kComplained);
+    absl::Status applied;
+    for (int at = 0; !sync_failed() && at < kStepsMax; ++at) {
+      FaultyCalls::Arm({.fail_at = at, .error = EIO});
+      applied = ApplyTar(*snapshotter, *mounts, BaseTar(), false);
+      FaultyCalls::Disarm();
+      if (applied.ok() && FaultyCalls::fired().empty()) break;
+    }
+    EXPECT_EQ(FaultyCalls::fired(), "syncfs");
+    EXPECT_FALSE(applied.ok());
+    absl::Status committed = absl::UnknownError("");
+    for (int at = 0; !committed.ok() && at < kStepsMax; ++at) {
+      FaultyCalls::Arm({.fail_at = at, .error = EIO});
+      committed = snapshotter->Commit("layer", "k", {}, "");
+      FaultyCalls::Disarm();
+      if (sync_failed()) break;
+    }
+    EXPECT_EQ(FaultyCalls::fired(), "syncfs") << committed;
+    EXPECT_FALSE(committed.ok());
+    Finish(kFinished);
+  });
+  EXPECT_EQ(status, kFinished);
+}
+
 std::string NameOf(const ::testing::TestParamInfo<Driver>& info) {
   static const char* const names[] = {"Overlay", "Native", "Btrfs", "Erofs"};
   return names[static_cast<int>(info.param)];

@@ -83,6 +83,9 @@ class LazySnapshotter : public Snapshotter {
     return real == nullptr ? absl::OkStatus()
                            : real->NoteUnpacked(tree, implicit_dirs, usage);
   }
+  void NoteSynced(const std::string& tree) override {
+    if (Snapshotter* real = Opened()) real->NoteSynced(tree);
+  }
   absl::StatusOr<std::unique_ptr<LayerSink>> SinkFor(
       const std::string& tree, ExtractOptions* options) override {
     Snapshotter* real = Opened();

@@ -145,6 +145,7 @@ class RemoteSnapshotter : public Snapshotter {
                             const std::optional<DiskUsage>&) override {
     return absl::OkStatus();
   }
+  void NoteSynced(const std::string&) override {}
 
  private:
   template <typename Method, typename Request, typename Response>

@@ -55,29 +55,34 @@ absl::Status ApplyTar(Snapshotter& snapshotter,
                       const std::string& layer, bool parallel,
                       const std::string& type) {
   StringSource source(layer);
-  return ApplyLayer(
-             mounts, source, type, parallel, {.temp_dir = "/tmp"},
-             [&](const std::string& tree, const Unpacked& unpacked) {
-               std::optional<DiskUsage> usage;
-               if (unpacked.extracted.blocks >= 0) {
-                 usage = DiskUsage{unpacked.extracted.blocks * 512,
-                                   unpacked.extracted.inodes};
-                 const absl::StatusOr<DiskUsage> walked = UsageOfTree(tree);
-                 if (walked.ok()) {  // Or a fault was injected.
-                   EXPECT_EQ(walked->inodes, usage->inodes);
-                   EXPECT_EQ(walked->size_bytes, usage->size_bytes);
-                 }
-               }
-               return snapshotter.NoteUnpacked(
-                   tree,
-                   parallel ? unpacked.extracted.implicit_dirs
-                            : std::vector<std::string>{},
-                   usage);
-             },
-             [&](const std::string& tree, ExtractOptions* options) {
-               return snapshotter.SinkFor(tree, options);
-             })
-      .status();
+  std::string written;
+  const absl::Status status =
+      ApplyLayer(
+          mounts, source, type, parallel, {.temp_dir = "/tmp"},
+          [&](const std::string& tree, const Unpacked& unpacked) {
+            written = tree;
+            std::optional<DiskUsage> usage;
+            if (unpacked.extracted.blocks >= 0) {
+              usage = DiskUsage{unpacked.extracted.blocks * 512,
+                                unpacked.extracted.inodes};
+              const absl::StatusOr<DiskUsage> walked = UsageOfTree(tree);
+              if (walked.ok()) {  // Or a fault was injected.
+                EXPECT_EQ(walked->inodes, usage->inodes);
+                EXPECT_EQ(walked->size_bytes, usage->size_bytes);
+              }
+            }
+            return snapshotter.NoteUnpacked(
+                tree,
+                parallel ? unpacked.extracted.implicit_dirs
+                         : std::vector<std::string>{},
+                usage);
+          },
+          [&](const std::string& tree, ExtractOptions* options) {
+            return snapshotter.SinkFor(tree, options);
+          })
+          .status();
+  if (status.ok()) snapshotter.NoteSynced(written);
+  return status;
 }
 
 std::map<std::string, SnapshotInfo> AllSnapshots(Snapshotter& snapshotter) {

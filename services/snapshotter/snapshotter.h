@@ -106,11 +106,15 @@ class Snapshotter {
   virtual absl::Status Cleanup() = 0;
 
   // Tells that `tree` (a mount's upperdir or bind source) was unpacked and is
-  // synced, which directories it had to make without knowing their attributes,
-  // and what the tree takes, where that is known. Other trees are not an error.
+  // about to be synced, which directories it had to make without knowing their
+  // attributes, and what the tree takes, where that is known. Other trees are
+  // not an error.
   virtual absl::Status NoteUnpacked(
       const std::string& tree, const std::vector<std::string>& implicit_dirs,
       const std::optional<DiskUsage>& usage) = 0;
+  // That sync has succeeded: unless somebody asks for the mounts after
+  // NoteUnpacked(), Commit() need not sync again.
+  virtual void NoteSynced(const std::string& tree) = 0;
 
   // As SinkChooser, for the trees of this snapshotter's active snapshots.
   virtual absl::StatusOr<std::unique_ptr<LayerSink>> SinkFor(

@@ -191,7 +191,7 @@ class TreeSnapshotter : public Snapshotter {
             absl::StrCat("requested snapshot ", key, " not active or view"));
       }
       // Whoever asks may write: what was synced may be so no more.
-      synced_.erase(record->id);
+      unpacked_.erase(record->id);
       place = PlaceOf(*record);
       below = Chain(record->info.parent);
     }
@@ -243,9 +243,9 @@ class TreeSnapshotter : public Snapshotter {
       }
       place = PlaceOf(record);
       if (!rebase) below = Chain(record.info.parent);
-      const auto unpacked = synced_.find(record.id);
-      synced = unpacked != synced_.end();
-      if (synced) measured = unpacked->second;
+      const auto unpacked = unpacked_.find(record.id);
+      synced = unpacked != unpacked_.end() && unpacked->second.synced;
+      if (synced) measured = unpacked->second.usage;
       in_flight_.insert(record.id);
     }
     const absl::StatusOr<DiskUsage> usage =
@@ -267,7 +267,7 @@ class TreeSnapshotter : public Snapshotter {
       }
       return status;
     }
-    synced_.erase(record.id);
+    unpacked_.erase(record.id);
     records_.erase(key);
     ids_[record.id] = name;
     records_[name] = std::move(record);
@@ -304,7 +304,7 @@ class TreeSnapshotter : public Snapshotter {
         continue;
       }
       if (!record.info.parent.empty()) DropChild(record.info.parent);
-      synced_.erase(record.id);
+      unpacked_.erase(record.id);
       Discard(absl::StrCat(record.id));
     }
     return results;
@@ -412,8 +412,19 @@ class TreeSnapshotter : public Snapshotter {
     if (!ActiveAt(tree, &place, &below)) return absl::OkStatus();
     RETURN_IF_ERROR(driver_->NoteUnpacked(place, implicit_dirs));
     std::lock_guard lock(mutex_);
-    if (ids_.contains(place.id)) synced_[place.id] = usage;
+    if (ids_.contains(place.id)) {
+      unpacked_[place.id] = {.usage = usage, .synced = false};
+    }
     return absl::OkStatus();
+  }
+
+  void NoteSynced(const std::string& tree) override {
+    Place place;
+    Places below;
+    if (!ActiveAt(tree, &place, &below)) return;
+    std::lock_guard lock(mutex_);
+    const auto unpacked = unpacked_.find(place.id);
+    if (unpacked != unpacked_.end()) unpacked->second.synced = true;
   }
 
   absl::StatusOr<std::unique_ptr<LayerSink>> SinkFor(
@@ -673,8 +684,11 @@ class TreeSnapshotter : public Snapshotter {
   std::map<uint64_t, std::string> ids_;    // Folder number -> key.
   std::map<std::string, int> children_;    // Never zero.
   std::set<uint64_t> in_flight_;           // Being made, committed or removed.
-  // Unpacked, synced, not touched; what they take, if that is known.
-  std::map<uint64_t, std::optional<DiskUsage>> synced_;
+  struct LayerState {
+    std::optional<DiskUsage> usage;  // If it is known.
+    bool synced = false;
+  };
+  std::map<uint64_t, LayerState> unpacked_;  // And not touched since.
   uint64_t next_id_ = 1;
   std::deque<std::string> deletions_;
   std::set<std::string> deleting_;
