@@ -52,6 +52,8 @@ class Erofs(unittest.TestCase):
 
     @classmethod
     def tearDownClass(cls):
+        # What is active keeps the images below it mounted.
+        cls.suite.cli("gc", check=True)
         cls.suite.stop()
         cls.registry.stop()
         shutil.rmtree(cls.folder)
