@@ -255,12 +255,21 @@ void Collector::Run() {
     if (stopping_) return;
     // The share of time in which writers wait stays below pause_threshold, and
     // that in which it works at all below kWorkShareMax.
+    const auto rest = [took](double share) {
+      return std::min(took / share - took, kWorkIntervalMax);
+    };
     const absl::Duration interval = std::max(
         options_.pause_threshold > 0
             ? pause_average_ / options_.pause_threshold - pause_average_
             : absl::ZeroDuration(),
-        std::min(took / kWorkShareMax - took, kWorkIntervalMax));
+        rest(kWorkShareMax));
     mutex_.AwaitWithTimeout(absl::Condition(&asked), interval);
+    const auto removed = [this] {
+      return stopping_ || wanted_ > finished_ ||
+             store_.deletions > options_.deletion_threshold;
+    };
+    mutex_.AwaitWithTimeout(absl::Condition(&removed),
+                            rest(kIdleShareMax) - interval);
   }
 }
 
