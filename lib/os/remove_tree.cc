@@ -23,6 +23,7 @@ namespace {
 // Enough to share out evenly, few enough to keep their parents open.
 constexpr size_t kFoldersMin = 16;
 constexpr size_t kFoldersWanted = 64;
+// Between two questions to `may_help`: nobody tells when its answer changes.
 constexpr std::chrono::milliseconds kLookAgain{2};
 
 struct Folder {
@@ -105,9 +106,16 @@ absl::Status RemoveAllParallel(const std::string& path,
       }
       return true;
     };
-    // What cannot be removed is met again at the end.
+    // What cannot be removed is met again at the end. RemoveAll() is content
+    // with a path that leads nowhere (no /proc): only what is gone counts, or
+    // this would never end.
     const auto remove = [&removed](const Folder& folder) {
-      if (RemoveAll(folder.path()).ok()) removed = true;
+      struct stat left;
+      if (RemoveAll(folder.path()).ok() &&
+          ::fstatat(folder.parent->get(), folder.name.c_str(), &left,
+                    AT_SYMLINK_NOFOLLOW) != 0) {
+        removed = true;
+      }
     };
     std::thread helper([&] {
       Folder folder;

@@ -60,13 +60,11 @@ class LogFile : public rocksdb::FSWritableFileOwnerWrapper {
     if (zeros_ == nullptr || size_bytes_ < zeros_end_bytes_) return;
     static const std::string* const zeros =
         new std::string(kLogAheadBytes, '\0');
-    if (zeros_->Write(size_bytes_, *zeros, options, debug).ok()) {
-      zeros_end_bytes_ = size_bytes_ + kLogAheadBytes;
-    } else {  // Some may have been written.
-      zeros_end_bytes_ = size_bytes_ + kLogAheadBytes;
-      (void)zeros_->Close(options, debug);
-      zeros_.reset();
-    }
+    const IOStatus written = zeros_->Write(size_bytes_, *zeros, options, debug);
+    zeros_end_bytes_ = size_bytes_ + kLogAheadBytes;  // Or less, if it failed.
+    if (written.ok()) return;
+    (void)zeros_->Close(options, debug);
+    zeros_.reset();
   }
 
   std::unique_ptr<rocksdb::FSRandomRWFile> zeros_;

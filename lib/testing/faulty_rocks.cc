@@ -197,6 +197,11 @@ class FaultyRocks::FileSystem : public rocksdb::FileSystemWrapper {
       const std::string& path, std::unique_ptr<rocksdb::FSWritableFile>* result,
       const std::function<IOStatus(std::unique_ptr<rocksdb::FSWritableFile>*)>&
           open);
+  // Of what is there already: nothing for the disk to note.
+  template <typename Wrapped, typename Result>
+  IOStatus OpenedOld(
+      const std::string& path, std::unique_ptr<Result>* result,
+      const std::function<IOStatus(std::unique_ptr<Result>*)>& open);
 
   Disk* const disk_;
   std::mutex mutex_;
@@ -308,34 +313,36 @@ IOStatus FaultyRocks::FileSystem::Opened(
   return status;
 }
 
+template <typename Wrapped, typename Result>
+IOStatus FaultyRocks::FileSystem::OpenedOld(
+    const std::string& path, std::unique_ptr<Result>* result,
+    const std::function<IOStatus(std::unique_ptr<Result>*)>& open) {
+  const Fate fate = Next(Call::kOpen, path);
+  if (!fate.status.ok()) return fate.status;
+  std::unique_ptr<Result> real;
+  const IOStatus status = open(&real);
+  if (status.ok()) {
+    *result = std::make_unique<Wrapped>(std::move(real), this, path);
+  }
+  return status;
+}
+
 IOStatus FaultyRocks::FileSystem::NewRandomRWFile(
     const std::string& path, const FileOptions& options,
     std::unique_ptr<rocksdb::FSRandomRWFile>* result, IODebugContext* debug) {
-  std::unique_ptr<rocksdb::FSRandomRWFile> file;
-  const Fate fate = Next(Call::kOpen, path);
-  if (!fate.status.ok()) return fate.status;
-  const IOStatus status =
-      target()->NewRandomRWFile(path, options, &file, debug);
-  if (status.ok()) {
-    *result =
-        std::make_unique<RandomFile<FileSystem>>(std::move(file), this, path);
-  }
-  return status;
+  return OpenedOld<RandomFile<FileSystem>, rocksdb::FSRandomRWFile>(
+      path, result, [&](auto* file) {
+        return target()->NewRandomRWFile(path, options, file, debug);
+      });
 }
 
 IOStatus FaultyRocks::FileSystem::NewDirectory(
     const std::string& path, const IOOptions& options,
     std::unique_ptr<rocksdb::FSDirectory>* result, IODebugContext* debug) {
-  std::unique_ptr<rocksdb::FSDirectory> directory;
-  const Fate fate = Next(Call::kOpen, path);
-  if (!fate.status.ok()) return fate.status;
-  const IOStatus status =
-      target()->NewDirectory(path, options, &directory, debug);
-  if (status.ok()) {
-    *result = std::make_unique<Directory<FileSystem>>(std::move(directory),
-                                                      this, path);
-  }
-  return status;
+  return OpenedOld<Directory<FileSystem>, rocksdb::FSDirectory>(
+      path, result, [&](auto* directory) {
+        return target()->NewDirectory(path, options, directory, debug);
+      });
 }
 
 FaultyRocks::FaultyRocks(Disk* disk)

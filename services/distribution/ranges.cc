@@ -228,7 +228,8 @@ class RangeFetch {
       const absl::Status status = registry_.FetchStretch(
           descriptor_, &piece->stretch,
           [&](const char* data, size_t size) -> absl::Status {
-            waited = std::min(waited, absl::Now() - asked);
+            if (waited == absl::InfiniteDuration())
+              waited = absl::Now() - asked;
             fatal = Write(*piece, data, size);
             return fatal;
           });

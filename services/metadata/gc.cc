@@ -254,7 +254,8 @@ void Collector::Run() {
     finished_ = request;
     if (stopping_) return;
     // The share of time in which writers wait stays below pause_threshold, and
-    // that in which it works at all below kWorkShareMax.
+    // that in which it works at all below kWorkShareMax, or kIdleShareMax until
+    // something is removed.
     const auto rest = [took](double share) {
       return std::min(took / share - took, kWorkIntervalMax);
     };

@@ -52,17 +52,17 @@ absl::StatusOr<CollectResult> CollectRecords(
 absl::StatusOr<std::vector<std::string>> ListGarbage(Store& store);
 
 // Unasked runs: at most this share of the time is spent in them, as long as
-// that does not put the next one off for longer than this. Waiting for a
-// snapshotter to delete files, which is the same work whenever it is done, does
-// not count.
+// that does not put the next one off for longer than kWorkIntervalMax. Waiting
+// for a snapshotter to delete files, which is the same work whenever it is
+// done, does not count.
 constexpr double kWorkShareMax = 0.1;
 // The same where nothing was removed: there is little to find.
 constexpr double kIdleShareMax = 0.04;
+constexpr absl::Duration kWorkIntervalMax = absl::Seconds(30);
 // How long an unasked run lets changes come after the one that it is for: those
 // who remove one thing after the other would otherwise wait for a disk that is
 // busy deleting the first. (containerd waits for a second.)
 constexpr absl::Duration kSettle = absl::Milliseconds(200);
-constexpr absl::Duration kWorkIntervalMax = absl::Seconds(30);
 
 struct CollectorOptions {
   absl::Duration startup_delay = absl::Milliseconds(100);
