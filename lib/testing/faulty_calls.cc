@@ -14,6 +14,7 @@
 #include <cerrno>
 #include <cstdarg>
 #include <cstdint>
+#include <cstring>
 
 namespace bulkhead::testing {
 namespace {
@@ -51,6 +52,9 @@ long RealSyscall(long number, long a, long b, long c, long d, long e, long f) {
 template <typename HalfOf>
 bool Fails(const char* name, Kind kind, HalfOf half) {
   if (!g_armed) return false;
+  if (*g_fault.only != '\0' && std::strcmp(g_fault.only, name) != 0) {
+    return false;
+  }
   const int number = g_calls++;
   if (g_fault.fail_at < 0 || number < g_fault.fail_at) return false;
   if (number > g_fault.fail_at &&

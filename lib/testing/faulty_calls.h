@@ -20,6 +20,9 @@ struct CallFault {
   // (unlink, rmdir, umount) and those that open what is there: a full disk
   // refuses neither.
   bool for_ever = false;
+  // Count calls of this function only, as other threads call others when they
+  // like. "": all.
+  const char* only = "";
 };
 
 constexpr int kDiedAtCall = 77;

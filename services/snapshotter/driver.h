@@ -59,8 +59,25 @@ class Driver {
   virtual absl::StatusOr<DiskUsage> Seal(
       const Place& place, const Places& below, bool rebased, bool synced,
       const std::optional<DiskUsage>& measured) = 0;
-  // The commit is on record.
-  virtual void Sealed(const Place& place) { (void)place; }
+  // The commit is on record; `rebased` as it was sealed.
+  virtual void Sealed(const Place& place, bool rebased) {
+    (void)place;
+    (void)rebased;
+  }
+  // Seal() may leave out of its sync what it can do again from files that are
+  // durable. Whether it did so for a committed snapshot; for the start of the
+  // process, and cheap.
+  virtual bool IsUnsettled(const Place& place) {
+    (void)place;
+    return false;
+  }
+  // Does it again and makes it durable, before anything else is done with any
+  // snapshot. Each of `chains` is one that IsUnsettled() and its parents; what
+  // is a parent of others comes before them.
+  virtual absl::Status Settle(const std::vector<Places>& chains) {
+    (void)chains;
+    return absl::OkStatus();
+  }
 
   // Of an active snapshot, now.
   virtual absl::StatusOr<DiskUsage> Usage(const Place& place,
@@ -129,9 +146,11 @@ class OverlayMounts {
 
 // Gives the directories that a layer made without knowing its parent (their
 // names are in `<dir>/implicit`) the attributes they have in `lowers`, nearest
-// first. True if there were any.
-absl::StatusOr<bool> FillImplicitDirs(const std::string& dir,
-                                      const std::vector<std::string>& lowers);
+// first. Done again, it does the same. Not synced. Returns the bytes by which
+// the tree has grown on the disk (attributes may take blocks).
+absl::StatusOr<int64_t> FillImplicitDirs(
+    const std::string& dir, const std::vector<std::string>& lowers);
+bool HasImplicitDirs(const std::string& dir);
 absl::Status WriteImplicitDirs(const std::string& dir,
                                const std::vector<std::string>& names);
 

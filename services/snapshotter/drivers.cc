@@ -32,6 +32,7 @@ namespace {
 
 constexpr char kMaxSizeLabel[] = "containerd.io/snapshot/max-size";
 constexpr size_t kImplicitFileBytesMax = 64 << 20;
+constexpr int64_t kBlockBytes = 512;  // Of st_blocks.
 constexpr size_t kUidMapFileBytesMax = 64 << 10;
 
 // The host id of the container's root in "ctr:host:size[,...]".
@@ -78,11 +79,19 @@ std::vector<std::string> ExtraOptions(const DriverOptions& options) {
   return extra;
 }
 
+std::string ImplicitOf(const std::string& dir) { return dir + "/implicit"; }
+
 absl::Status MakeDir(const std::string& path, mode_t mode) {
   if (::mkdir(path.c_str(), mode) != 0 || ::chmod(path.c_str(), mode) != 0) {
     return os::ErrnoStatus(errno, absl::StrCat("mkdir ", path));
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<int64_t> BlocksOf(int fd) {
+  struct stat st;
+  if (::fstat(fd, &st) != 0) return os::ErrnoStatus(errno, "fstat");
+  return static_cast<int64_t>(st.st_blocks);
 }
 
 // "1048576", "10M", "2Gi", "5GB": multiples of 1024.
@@ -129,17 +138,35 @@ class OverlayDriver : public Driver {
   absl::StatusOr<DiskUsage> Seal(
       const Place& place, const Places& below, bool rebased, bool synced,
       const std::optional<DiskUsage>& measured) override {
+    int64_t grown_bytes = 0;
     if (rebased) {
-      ASSIGN_OR_RETURN(const bool changed,
-                       FillImplicitDirs(place.dir, Trees(below)));
-      if (changed) synced = false;
+      // Need not be synced: Settle() does it again.
+      ASSIGN_OR_RETURN(grown_bytes, FillImplicitDirs(place.dir, Trees(below)));
     }
     if (!synced) RETURN_IF_ERROR(SyncFileSystem(place.dir));
-    return synced && measured ? *measured : UsageOfTree(place.tree());
+    if (!synced || !measured) return UsageOfTree(place.tree());
+    DiskUsage usage = *measured;
+    usage.size_bytes += grown_bytes;
+    return usage;
   }
-  void Sealed(const Place& place) override {
-    // Of use to nobody now; a crash here leaves a small harmless file.
-    ::unlink((place.dir + "/implicit").c_str());
+  void Sealed(const Place& place, bool rebased) override {
+    // Nothing was filled: of use to nobody now.
+    if (!rebased) ::unlink(ImplicitOf(place.dir).c_str());
+  }
+  bool IsUnsettled(const Place& place) override {
+    return HasImplicitDirs(place.dir);
+  }
+  absl::Status Settle(const std::vector<Places>& chains) override {
+    for (const Places& chain : chains) {
+      const Places below(chain.begin() + 1, chain.end());
+      RETURN_IF_ERROR(Annotate(
+          FillImplicitDirs(chain[0].dir, Trees(below)).status(), chain[0].dir));
+    }
+    RETURN_IF_ERROR(SyncFileSystem(chains[0][0].dir));
+    for (const Places& chain : chains) {
+      ::unlink(ImplicitOf(chain[0].dir).c_str());
+    }
+    return absl::OkStatus();
   }
   absl::StatusOr<DiskUsage> Usage(const Place& place, const Places&) override {
     return UsageOfTree(place.tree());
@@ -339,15 +366,19 @@ absl::Status WriteImplicitDirs(const std::string& dir,
   for (const std::string& name : names) text.append(name).push_back('\0');
   ASSIGN_OR_RETURN(
       os::UniqueFd fd,
-      os::Open(dir + "/implicit", O_WRONLY | O_CREAT | O_TRUNC, 0600));
+      os::Open(ImplicitOf(dir), O_WRONLY | O_CREAT | O_TRUNC, 0600));
   return os::WriteFull(fd.get(), text.data(), text.size());
 }
 
-absl::StatusOr<bool> FillImplicitDirs(const std::string& dir,
-                                      const std::vector<std::string>& lowers) {
+bool HasImplicitDirs(const std::string& dir) {
+  return ::access(ImplicitOf(dir).c_str(), F_OK) == 0;
+}
+
+absl::StatusOr<int64_t> FillImplicitDirs(
+    const std::string& dir, const std::vector<std::string>& lowers) {
   absl::StatusOr<std::string> text =
-      os::ReadFile(dir + "/implicit", kImplicitFileBytesMax);
-  if (absl::IsNotFound(text.status())) return false;
+      os::ReadFile(ImplicitOf(dir), kImplicitFileBytesMax);
+  if (absl::IsNotFound(text.status())) return 0;
   RETURN_IF_ERROR(text.status());
   ASSIGN_OR_RETURN(os::UniqueFd tree,
                    os::Open(dir + "/fs", O_RDONLY | O_DIRECTORY));
@@ -356,6 +387,7 @@ absl::StatusOr<bool> FillImplicitDirs(const std::string& dir,
     ASSIGN_OR_RETURN(os::UniqueFd fd, os::Open(lower, O_PATH | O_DIRECTORY));
     below.push_back(std::move(fd));
   }
+  int64_t grown_blocks = 0;
   for (absl::string_view part : absl::StrSplit(*text, '\0')) {
     const std::string path(part.data(), part.size());
     if (path.empty()) continue;
@@ -367,11 +399,15 @@ absl::StatusOr<bool> FillImplicitDirs(const std::string& dir,
           os::OpenInRoot(fd.get(), path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
       if (absl::IsNotFound(from.status())) continue;
       // Anything but a directory hides what is further below.
-      if (from.ok()) RETURN_IF_ERROR(CopyDirAttributes(from->get(), to->get()));
+      if (!from.ok()) break;
+      ASSIGN_OR_RETURN(const int64_t before, BlocksOf(to->get()));
+      RETURN_IF_ERROR(CopyDirAttributes(from->get(), to->get()));
+      ASSIGN_OR_RETURN(const int64_t after, BlocksOf(to->get()));
+      grown_blocks += after - before;
       break;
     }
   }
-  return true;
+  return grown_blocks * kBlockBytes;
 }
 
 absl::Status SyncFileSystem(const std::string& dir) {

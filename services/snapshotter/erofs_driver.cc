@@ -140,8 +140,8 @@ class ErofsDriver : public Driver {
     if (rebased) {
       std::vector<std::string> lowers;
       RETURN_IF_ERROR(AddLowers(below, &lowers));
-      ASSIGN_OR_RETURN(const bool changed, FillImplicitDirs(place.dir, lowers));
-      if (changed) synced = false;
+      RETURN_IF_ERROR(FillImplicitDirs(place.dir, lowers).status());
+      if (HasImplicitDirs(place.dir)) synced = false;
       if (image) RETURN_IF_ERROR(PatchImage(place, lowers));
     }
     // The image was synced when it was published.
@@ -150,7 +150,7 @@ class ErofsDriver : public Driver {
     }
     return Usage(place, below);
   }
-  void Sealed(const Place& place) override {
+  void Sealed(const Place& place, bool) override {
     ::unlink((place.dir + "/implicit").c_str());
     ::unlink(ImplicitOf(place.dir).c_str());
     ::unlink(PartOf(place.dir).c_str());  // Of a layer that was cut short.

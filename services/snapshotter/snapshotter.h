@@ -112,11 +112,12 @@ class Snapshotter {
   virtual absl::Status NoteUnpacked(
       const std::string& tree, const std::vector<std::string>& implicit_dirs,
       const std::optional<DiskUsage>& usage) = 0;
-  // That sync has succeeded: unless somebody asks for the mounts after
-  // NoteUnpacked(), Commit() need not sync again.
+  // That sync has succeeded: unless somebody asks for the mounts or calls
+  // SinkFor() after NoteUnpacked(), Commit() need not sync again.
   virtual void NoteSynced(const std::string& tree) = 0;
 
-  // As SinkChooser, for the trees of this snapshotter's active snapshots.
+  // As SinkChooser, for the trees of this snapshotter's active snapshots; a
+  // layer is about to be unpacked.
   virtual absl::StatusOr<std::unique_ptr<LayerSink>> SinkFor(
       const std::string& tree, ExtractOptions* options) {
     (void)tree;

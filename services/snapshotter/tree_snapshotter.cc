@@ -154,6 +154,7 @@ class TreeSnapshotter : public Snapshotter {
         deletions_.push_back(name);
       }
     }
+    Settle();
     for (const auto& [key, record] : records_) {
       if (record.info.kind != Kind::kCommitted) {
         driver_->Restore(PlaceOf(record), Chain(record.info.parent));
@@ -271,7 +272,7 @@ class TreeSnapshotter : public Snapshotter {
     records_.erase(key);
     ids_[record.id] = name;
     records_[name] = std::move(record);
-    driver_->Sealed(place);
+    driver_->Sealed(place, rebase);
     return absl::OkStatus();
   }
 
@@ -432,6 +433,11 @@ class TreeSnapshotter : public Snapshotter {
     Place place;
     Places below;
     if (!ActiveAt(tree, &place, &below)) return std::unique_ptr<LayerSink>();
+    {
+      // It may fail after it has written.
+      std::lock_guard lock(mutex_);
+      unpacked_.erase(place.id);
+    }
     return driver_->SinkFor(place, below, options);
   }
 
@@ -499,6 +505,28 @@ class TreeSnapshotter : public Snapshotter {
       records_.erase(key);
     }
     return absl::OkStatus();
+  }
+
+  // What the driver's Seal() left for now.
+  void Settle() {
+    std::vector<Places> chains;
+    for (const auto& [key, record] : records_) {
+      if (record.info.kind == Kind::kCommitted &&
+          driver_->IsUnsettled(PlaceOf(record))) {
+        chains.push_back(Chain(key));
+      }
+    }
+    if (chains.empty()) return;
+    std::stable_sort(
+        chains.begin(), chains.end(),
+        [](const Places& a, const Places& b) { return a.size() < b.size(); });
+    const absl::Status status = driver_->Settle(chains);
+    if (!status.ok()) {
+      log::Error(
+          "committed snapshots are not settled; the next start tries it"
+          " again",
+          {{"snapshotter", options_.name}, {"error", MessageOf(status)}});
+    }
   }
 
   absl::StatusOr<std::vector<std::string>> Folders() const {

@@ -16,6 +16,8 @@
 #include "services/snapshotter/loop_fs.h"
 #include "services/snapshotter/snapshots_for_tests.h"
 #include "services/snapshotter/snapshotter_conformance.h"
+#include "services/snapshotter/tar_for_tests.h"
+#include "services/snapshotter/tree_ops.h"
 
 namespace bulkhead::snapshotter {
 namespace {
@@ -204,6 +206,54 @@ TEST(TreeSnapshotter, ImplicitDirectoriesTakeAfterTheParentAtCommit) {
   ASSERT_EQ(::stat((tree + "/v/w").c_str(), &st), 0);
   EXPECT_EQ(st.st_uid, 5u);
   EXPECT_EQ(st.st_gid, 6u);
+}
+
+// A commit onto a parent does not sync what it takes from there: whatever the
+// disk lost of it is there again after the next start.
+TEST(TreeSnapshotter, WhatAPowerCutTakesOfImplicitDirectoriesComesBack) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  TempDir dir;
+  const auto shell = [](const std::string& command) {
+    return std::system(command.c_str()) == 0;
+  };
+  auto snapshotter = Open(Driver::kOverlay, dir.path());
+  const std::string base = (*snapshotter->Prepare("p", "", {}))[0].source;
+  const std::string value(600, 'x');  // Too large for an inode.
+  ASSERT_TRUE(shell(absl::StrCat("mkdir -m 1777 ", base, "/v && chown 5:6 ",
+                                 base, "/v && setfattr -n user.x -v ", value,
+                                 " ", base, "/v")));
+  ASSERT_TRUE(snapshotter->Commit("l0", "p", {}, "").ok());
+  std::vector<std::string> trees;
+  // The first to be committed has the last name: order is by parents.
+  for (const std::string name : {"l2", "l1"}) {
+    trees.push_back((*snapshotter->Prepare("k" + name, "", {}))[0].source);
+    ASSERT_TRUE(ApplyTar(*snapshotter,
+                         {{"bind", trees.back(), "", {"rw", "rbind"}}},
+                         Tar({{"v/" + name, '0', "x"}}), /*parallel=*/true)
+                    .ok());
+    ASSERT_TRUE(
+        snapshotter->Commit(name, "k" + name, {}, name == "l2" ? "l0" : "l2")
+            .ok());
+  }
+  EXPECT_EQ(snapshotter->Usage("l2")->size_bytes,
+            UsageOfTree(trees[0])->size_bytes);
+  snapshotter.reset();
+
+  for (const std::string& tree : trees) {
+    ASSERT_TRUE(
+        shell(absl::StrCat("chown 0:0 ", tree, "/v && chmod 0700 ", tree,
+                           "/v && setfattr -x user.x ", tree, "/v")));
+  }
+  snapshotter = Open(Driver::kOverlay, dir.path());
+  for (const std::string& tree : trees) {
+    struct stat st;
+    ASSERT_EQ(::stat((tree + "/v").c_str(), &st), 0);
+    EXPECT_EQ(st.st_mode & 07777, 01777u) << tree;
+    EXPECT_EQ(st.st_uid, 5u);
+    EXPECT_TRUE(shell(absl::StrCat("test $(getfattr --only-values -n user.x ",
+                                   tree, "/v) = ", value)));
+    EXPECT_NE(::access((tree + "/../implicit").c_str(), F_OK), 0);
+  }
 }
 
 TEST(TreeSnapshotter, BtrfsTellsWhatIsNotBtrfs) {
