@@ -104,7 +104,8 @@ class SocketIngest : public Ingest {
 
 class SocketApply : public ApplySession {
  public:
-  explicit SocketApply(os::UniqueFd socket) : socket_(std::move(socket)) {}
+  SocketApply(os::UniqueFd socket, std::function<void()> on_unpacked)
+      : socket_(std::move(socket)), on_unpacked_(std::move(on_unpacked)) {}
 
   absl::Status Advance(int64_t offset_bytes) override {
     return Send(socket_.get(),
@@ -115,11 +116,16 @@ class SocketApply : public ApplySession {
     // A failed apply has already sent its error and closed: read it first.
     (void)Send(socket_.get(), Dump({{"op", "finish"}, {"size", size_bytes}}));
     ASSIGN_OR_RETURN(Reply reply, ReadReply(socket_.get()));
+    if (on_unpacked_ && reply.body.contains("unpacked")) {
+      std::exchange(on_unpacked_, nullptr)();
+      ASSIGN_OR_RETURN(reply, ReadReply(socket_.get()));
+    }
     return Applied{StringOf(reply.body, "digest"), IntOf(reply.body, "size")};
   }
 
  private:
   os::UniqueFd socket_;
+  std::function<void()> on_unpacked_;
 };
 
 }  // namespace
@@ -168,16 +174,18 @@ absl::StatusOr<std::unique_ptr<ApplySession>> StartApply(
                       {"target", mount.target},
                       {"options", mount.options}});
   }
-  ASSIGN_OR_RETURN(Reply reply, Ask(socket.get(),
-                                    {{"op", "apply"},
-                                     {"mounts", mounts},
-                                     {"media_type", request.media_type},
-                                     {"digest", request.digest},
-                                     {"size", request.size_bytes},
-                                     {"parallel", request.parallel}},
-                                    {layer_fd}));
+  ASSIGN_OR_RETURN(Reply reply,
+                   Ask(socket.get(),
+                       {{"op", "apply"},
+                        {"mounts", mounts},
+                        {"media_type", request.media_type},
+                        {"digest", request.digest},
+                        {"size", request.size_bytes},
+                        {"parallel", request.parallel},
+                        {"tell_unpacked", request.on_unpacked != nullptr}},
+                       {layer_fd}));
   return std::unique_ptr<ApplySession>(
-      std::make_unique<SocketApply>(std::move(socket)));
+      std::make_unique<SocketApply>(std::move(socket), request.on_unpacked));
 }
 
 absl::StatusOr<Packet> Receive(int socket) {

@@ -31,11 +31,13 @@
 // services/snapshotter/README.md:
 //
 //   {"op":"apply","mounts":[{"type","source","target","options"}],
-//    "media_type":M,"digest":D,"size":S,"parallel":B} + read-only fd of the
-//     layer's bytes (a blob, or an ingest that is still growing)
+//    "media_type":M,"digest":D,"size":S,"parallel":B,"tell_unpacked":B}
+//     + read-only fd of the layer's bytes (a blob, or an ingest that is still
+//     growing)
 //       -> {}  started
 //   {"op":"advance","offset":O}   (no reply) bytes below O may be read
 //   {"op":"finish","size":S}      (no reply) no more will come
+//       -> {"unpacked":true}  if it was asked for: only the sync is left
 //       -> {"digest":diffID,"size":uncompressed} when the tree is complete and
 //          synced, or an error; then the session is over
 //
@@ -46,6 +48,7 @@
 #define BULKHEAD_LIB_DATAPLANE_DATAPLANE_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -144,6 +147,9 @@ struct ApplyRequest {
   // The layer will be committed onto its parent later (Commit's `parent`):
   // whiteouts are written in overlay's form even though the mount is a bind.
   bool parallel = false;
+  // Called at most once, within Finish(): the tree is complete, its sync begins
+  // and little memory is used any more. Null: not wanted.
+  std::function<void()> on_unpacked;
 };
 
 struct Applied {

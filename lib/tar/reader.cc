@@ -85,16 +85,26 @@ std::optional<int64_t> PaxTime(const std::string& text) {
   return base > kInt64Max - ns ? kInt64Max : base + ns;
 }
 
+constexpr size_t kChecksumAt = 148;
+constexpr size_t kChecksumBytes = 8;
+
 bool ChecksumMatches(const char* block) {
-  const std::optional<int64_t> stored = Number(block + 148, 8);
+  const std::optional<int64_t> stored =
+      Number(block + kChecksumAt, kChecksumBytes);
   if (!stored) return false;
-  int64_t plain = 0;
-  int64_t with_sign = 0;
+  uint32_t plain = 0;
+  uint32_t negative = 0;  // Bytes that are so where char has a sign.
   for (size_t i = 0; i < kTarBlockBytes; ++i) {
-    const char c = i >= 148 && i < 156 ? ' ' : block[i];
-    plain += static_cast<unsigned char>(c);
-    with_sign += static_cast<signed char>(c);
+    const uint8_t byte = static_cast<uint8_t>(block[i]);
+    plain += byte;
+    negative += byte >> 7;
   }
+  for (size_t i = kChecksumAt; i < kChecksumAt + kChecksumBytes; ++i) {
+    const uint8_t byte = static_cast<uint8_t>(block[i]);
+    plain += ' ' - byte;  // It counts as blanks.
+    negative -= byte >> 7;
+  }
+  const int64_t with_sign = int64_t{plain} - int64_t{256} * negative;
   return *stored == plain || *stored == with_sign;
 }
 

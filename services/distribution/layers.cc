@@ -1,9 +1,15 @@
 #include "services/distribution/layers.h"
 
+#include <algorithm>
+#include <atomic>
+#include <functional>
 #include <map>
+#include <numeric>
 #include <random>
+#include <semaphore>
 #include <set>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -62,8 +68,9 @@ class Unpacker {
     return have;
   }
 
-  // Unpacks layer `i` and commits it, and later ones that wait for it.
-  absl::Status Layer(size_t i) {
+  // Unpacks layer `i` and commits it, and later ones that wait for it. Calls
+  // `on_unpacked` when it is only being synced, if it comes to that.
+  absl::Status Layer(size_t i, const std::function<void()>& on_unpacked) {
     BlobFetch& blob = *blobs_[i];
     const std::string& name = chain_ids_[i].str();
     const std::string parent =
@@ -100,7 +107,8 @@ class Unpacker {
       }
     }
     if (!present) {
-      absl::Status status = Extract(blob, plan_.diff_ids[i], mounts);
+      absl::Status status =
+          Extract(blob, plan_.diff_ids[i], mounts, on_unpacked);
       if (!status.ok()) {
         Drop(key);
         return status;
@@ -146,13 +154,14 @@ class Unpacker {
   }
 
   absl::Status Extract(BlobFetch& blob, const Digest& diff_id,
-                       const std::vector<dataplane::Mount>& mounts) {
+                       const std::vector<dataplane::Mount>& mounts,
+                       const std::function<void()>& on_unpacked) {
     const oci::Descriptor& desc = blob.source();
     BlobFetch::State state = blob.WaitBytes(-1);
     RETURN_IF_ERROR(state.failed);
     auto session =
         context_.store->StartApply({mounts, desc.media_type, desc.digest.str(),
-                                    desc.size_bytes, plan_.rebase},
+                                    desc.size_bytes, plan_.rebase, on_unpacked},
                                    state.fd);
     absl::StatusOr<dataplane::Applied> applied;
     if (session.ok()) {
@@ -339,6 +348,23 @@ absl::Status FetchOnce(const FetchContext& outer,
   for (const auto& fetch : fetches) {
     if (fetch->wanted()) wanted.push_back(fetch.get());
   }
+  // The order in which layers are unpacked, and fetched.
+  std::vector<size_t> order(blobs.size());
+  std::iota(order.begin(), order.end(), 0);
+  if (plan != nullptr && plan->rebase) {
+    // None of them waits for another one: a large one that comes last would be
+    // unpacked alone at the end.
+    const auto size_of = [](const BlobFetch* fetch) {
+      return fetch->descriptor().size_bytes;
+    };
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+      return size_of(blobs[a]) > size_of(blobs[b]);
+    });
+    std::stable_sort(wanted.begin(), wanted.end(),
+                     [&](const BlobFetch* a, const BlobFetch* b) {
+                       return size_of(a) > size_of(b);
+                     });
+  }
   std::vector<std::thread> threads;
   std::atomic<size_t> next_fetch{0};
   const int streams = std::max(1, downloads_max);
@@ -360,16 +386,25 @@ absl::Status FetchOnce(const FetchContext& outer,
     });
   }
   std::atomic<size_t> next_unpack{0};
+  std::counting_semaphore<> unpacks_free{0};
   if (plan != nullptr) {
+    // While a layer is only synced, another one keeps the processors busy.
+    const int at_once = plan->rebase ? std::max(1, plan->unpacks_max) : 1;
     const size_t unpackers =
-        plan->rebase
-            ? std::min<size_t>(std::max(1, plan->unpacks_max), blobs.size())
-            : std::min<size_t>(1, blobs.size());
+        std::min<size_t>(plan->rebase ? at_once * 2 : 1, blobs.size());
+    unpacks_free.release(at_once);
     for (size_t t = 0; t < unpackers; ++t) {
       threads.emplace_back([&] {
-        for (size_t i; (i = next_unpack++) < blobs.size();) {
-          if (context.stop->Stopped()) return;
-          note(unpacker->Layer(i));
+        for (bool more = true; more;) {
+          unpacks_free.acquire();
+          bool taken = true;
+          const auto give = [&] {
+            if (std::exchange(taken, false)) unpacks_free.release();
+          };
+          const size_t n = next_unpack++;
+          more = n < order.size() && !context.stop->Stopped();
+          if (more) note(unpacker->Layer(order[n], give));
+          give();
         }
       });
     }

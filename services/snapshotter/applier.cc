@@ -10,7 +10,8 @@ namespace bulkhead::snapshotter {
 
 absl::StatusOr<Unpacked> Applier::ApplyProcessed(
     const std::vector<os::MountSpec>& mounts, LayerSource& source,
-    const std::string& media_type, bool parallel, const Payloads& payloads) {
+    const std::string& media_type, bool parallel, const Payloads& payloads,
+    const std::function<void()>& on_unpacked) {
   std::string written;
   const auto hook = [&](const std::string& tree,
                         const Unpacked& unpacked) -> absl::Status {
@@ -27,6 +28,7 @@ absl::StatusOr<Unpacked> Applier::ApplyProcessed(
                                              : std::vector<std::string>{},
                                     usage));
     }
+    if (on_unpacked) on_unpacked();
     return absl::OkStatus();
   };
   const auto sink_for = [&](const std::string& tree, ExtractOptions* options)
@@ -58,7 +60,8 @@ absl::StatusOr<Unpacked> Applier::ApplyProcessed(
 
 absl::StatusOr<Unpacked> Applier::Apply(
     const std::vector<os::MountSpec>& mounts, LayerSource& source,
-    const std::string& media_type, bool parallel, const Payloads& payloads) {
+    const std::string& media_type, bool parallel, const Payloads& payloads,
+    const std::function<void()>& on_unpacked) {
   static stats::Value* const running =
       stats::Gauge("bulkhead_snapshotter_applies_running");
   static stats::Value* const applied =
@@ -71,8 +74,8 @@ absl::StatusOr<Unpacked> Applier::Apply(
       stats::Latency("bulkhead_snapshotter_apply_seconds");
   running->Add(1);
   const absl::Time start = absl::Now();
-  absl::StatusOr<Unpacked> result =
-      ApplyProcessed(mounts, source, media_type, parallel, payloads);
+  absl::StatusOr<Unpacked> result = ApplyProcessed(
+      mounts, source, media_type, parallel, payloads, on_unpacked);
   running->Add(-1);
   seconds->ObserveMicros(absl::ToInt64Microseconds(absl::Now() - start));
   (result.ok() ? applied : failed)->Add(1);

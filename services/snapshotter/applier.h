@@ -3,6 +3,7 @@
 #ifndef BULKHEAD_SERVICES_SNAPSHOTTER_APPLIER_H_
 #define BULKHEAD_SERVICES_SNAPSHOTTER_APPLIER_H_
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -24,18 +25,21 @@ class Applier {
         processors_(std::move(processors)) {}
 
   // As ApplyLayer(), by way of the stream processors for `media_type`, and
-  // tells the snapshotter whose tree it was.
+  // tells the snapshotter whose tree it was. `on_unpacked`, unless null, is
+  // called when only the sync is left.
   absl::StatusOr<Unpacked> Apply(const std::vector<os::MountSpec>& mounts,
                                  LayerSource& source,
                                  const std::string& media_type, bool parallel,
-                                 const Payloads& payloads = {});
+                                 const Payloads& payloads = {},
+                                 const std::function<void()>& on_unpacked = {});
 
   const ApplyLimits& limits() const { return limits_; }
 
  private:
   absl::StatusOr<Unpacked> ApplyProcessed(
       const std::vector<os::MountSpec>& mounts, LayerSource& source,
-      const std::string& media_type, bool parallel, const Payloads& payloads);
+      const std::string& media_type, bool parallel, const Payloads& payloads,
+      const std::function<void()>& on_unpacked);
 
   const std::vector<Snapshotter*> snapshotters_;
   const ApplyLimits limits_;

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 
 #include <cerrno>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -23,6 +24,11 @@ using nlohmann::json;
 std::string Text(const json& object, const char* key) {
   const auto it = object.find(key);
   return it != object.end() && it->is_string() ? it->get<std::string>() : "";
+}
+
+bool Flag(const json& object, const char* key) {
+  const auto it = object.find(key);
+  return it != object.end() && it->is_boolean() && it->get<bool>();
 }
 
 absl::StatusOr<int64_t> Offset(const json& object, const char* key) {
@@ -86,9 +92,14 @@ absl::StatusOr<Unpacked> RunApply(int socket, Applier& applier) {
         "the session must begin with \"apply\" and one descriptor");
   }
   ASSIGN_OR_RETURN(const std::vector<os::MountSpec> mounts, MountsOf(request));
-  const auto parallel = request.find("parallel");
-  const bool is_parallel = parallel != request.end() &&
-                           parallel->is_boolean() && parallel->get<bool>();
+  const bool parallel = Flag(request, "parallel");
+  std::function<void()> on_unpacked;
+  if (Flag(request, "tell_unpacked")) {
+    // A peer that has gone is met by whoever reads from it.
+    on_unpacked = [socket] {
+      (void)dataplane::Send(socket, R"({"unpacked":true})");
+    };
+  }
   const std::string media_type = Text(request, "media_type");
 
   const os::UniqueFd done(::eventfd(0, EFD_CLOEXEC));
@@ -97,7 +108,8 @@ absl::StatusOr<Unpacked> RunApply(int socket, Applier& applier) {
   FdSource source(std::move(packet.fds[0]), 0, false);
   absl::StatusOr<Unpacked> result = absl::UnknownError("not run");
   std::thread working([&] {
-    result = applier.Apply(mounts, source, media_type, is_parallel);
+    result =
+        applier.Apply(mounts, source, media_type, parallel, {}, on_unpacked);
     (void)::eventfd_write(done.get(), 1);  // Cannot overflow.
   });
   absl::Status fed;

@@ -17,10 +17,9 @@
 namespace bulkhead::snapshotter {
 namespace {
 
-// The kernel is told to write back files from this size on, in steps of it, so
-// that the sync at the end finds less to wait for. Smaller ones are left to
-// that sync, which joins neighbours on the disk.
-constexpr int64_t kWritebackFileBytesMin = 64 << 10;
+// The kernel is told to write back large files in steps of this size, so that
+// the sync at the end finds less to wait for. Smaller ones are left to that
+// sync: to begin writing one may wait for the file system's journal.
 constexpr int64_t kWritebackStepBytes = 4 << 20;
 
 // A wake-up costs as much as a small file: a few jobs are worth one, or a
@@ -115,7 +114,7 @@ absl::Status FileFiller::DoOpen(FileJob& job) {
   struct stat st;
   if (::fstat(fd, &st) != 0) return os::ErrnoStatus(errno, "stat");
   blocks_ += st.st_blocks;
-  if (written_bytes_ >= kWritebackFileBytesMin &&
+  if (written_bytes_ >= kWritebackStepBytes &&
       written_bytes_ > writeback_from_bytes_) {
     (void)::sync_file_range(fd, writeback_from_bytes_, 0,
                             SYNC_FILE_RANGE_WRITE);

@@ -379,6 +379,23 @@ TEST_F(DataSocket, AppliesALayerThatGrows) {
   EXPECT_TRUE(suite_.SameTree());
 }
 
+TEST_F(DataSocket, TellsWhenOnlyTheSyncIsLeft) {
+  const std::string& layer = suite_.layer;
+  ASSERT_TRUE(os::PWriteFull(file_.get(), layer.data(), layer.size(), 0).ok());
+  int told = 0;
+  request_.on_unpacked = [&] {
+    ++told;
+    EXPECT_TRUE(suite_.SameTree());
+  };
+  auto session = dataplane::StartApply(path_, request_, file_.get());
+  ASSERT_TRUE(session.ok()) << session.status();
+  ASSERT_TRUE((*session)->Advance(layer.size()).ok());
+  const auto applied = (*session)->Finish(layer.size());
+  ASSERT_TRUE(applied.ok()) << applied.status();
+  EXPECT_EQ(applied->diff_id, suite_.diff_id);
+  EXPECT_EQ(told, 1);
+}
+
 TEST_F(DataSocket, ABrokenLayerIsAnErrorAndAnotherSessionWorks) {
   ASSERT_TRUE(
       os::PWriteFull(file_.get(), std::string(2000, 'x').data(), 2000, 0).ok());
