@@ -1,12 +1,15 @@
 #include "services/runtime/shim/sinks.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 
+#include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
 
 namespace bulkhead::shim {
@@ -18,7 +21,36 @@ constexpr int64_t kReopenDelayMsMax = 250;
 // One buffer for everybody: it is never in use across calls.
 char copy_buffer[kCopySizeBytes];
 
+// What can be read from a pipe or terminal; 0 also if that cannot be known.
+int64_t ReadableBytes(const os::UniqueFd& fd) {
+  int size = 0;
+  return ::ioctl(fd.get(), FIONREAD, &size) == 0 ? size : 0;
+}
+
 }  // namespace
+
+absl::StatusOr<std::shared_ptr<FifoReader>> FifoReader::Open(
+    const std::string& path) {
+  ASSIGN_OR_RETURN(os::UniqueFd fd, os::Open(path, O_RDONLY | O_NONBLOCK));
+  return std::shared_ptr<FifoReader>(new FifoReader(std::move(fd)));
+}
+
+int64_t FifoReader::UnreadBytes() const { return ReadableBytes(fd_); }
+
+bool FifoReader::HasOther() {
+  // By its descriptor: the name may be gone, or another's.
+  const auto name = [](const os::UniqueFd& fd) {
+    return absl::StrCat("/proc/self/fd/", fd.get());
+  };
+  const absl::StatusOr<os::UniqueFd> handle = os::Open(name(fd_), O_PATH);
+  if (!handle.ok()) return true;  // For all we know.
+  fd_.Reset();
+  const bool other = os::Open(name(*handle), O_WRONLY | O_NONBLOCK).ok();
+  absl::StatusOr<os::UniqueFd> again =
+      os::Open(name(*handle), O_RDONLY | O_NONBLOCK);
+  if (again.ok()) fd_ = *std::move(again);
+  return other;
+}
 
 void PipeSink::Write(std::string_view bytes) {
   while (!bytes.empty() && fd_.valid()) {
@@ -70,10 +102,10 @@ void FifoSink::TryOpen() {
   absl::StatusOr<os::UniqueFd> fd = os::Open(path_, O_WRONLY | O_NONBLOCK);
   if (!fd.ok()) return;  // No reader yet, or no FIFO any more.
   if (mode_ == FifoMode::kKeepReader) {
-    absl::StatusOr<os::UniqueFd> reader =
-        os::Open(path_, O_RDONLY | O_NONBLOCK);
+    absl::StatusOr<std::shared_ptr<FifoReader>> reader =
+        FifoReader::Open(path_);
     if (!reader.ok()) return;
-    reader_ = std::move(*reader);
+    reader_ = *std::move(reader);
   }
   fd_ = std::move(*fd);
   waiting_ = false;
@@ -96,6 +128,11 @@ void FifoSink::Retry() {
 }
 
 bool FifoSink::blocked() const { return waiting_ || PipeSink::blocked(); }
+
+bool FifoSink::HasReader() {
+  if (!fd_.valid()) return false;
+  return reader_ == nullptr || reader_->HasOther();
+}
 
 void FifoSink::Write(std::string_view bytes) {
   if (!fd_.valid()) TryOpen();  // A tee may have a reader again.
@@ -155,6 +192,7 @@ void OutputCopier::Pump() {
   const ssize_t size = ::read(source_.get(), copy_buffer, sizeof(copy_buffer));
   if (size < 0 && (errno == EAGAIN || errno == EINTR)) return;
   if (size > 0) {
+    copied_bytes_ += size;
     sink_->Write({copy_buffer, static_cast<size_t>(size)});
     if (sink_->blocked() && armed_) {
       loop_->Unwatch(source_.get());
@@ -174,12 +212,49 @@ void OutputCopier::End() {
   ended_ = true;
   source_.Reset();
   sink_->Finish();
+  if (!let_go_) tail_ = sink_->reader();
   // The sink may be calling us.
   loop_->After(0, [sink = std::shared_ptr<Sink>(std::move(sink_)),
                    call = std::move(on_end_)]() mutable {
     sink.reset();
     if (call) call();
   });
+}
+
+void OutputCopier::Mark() {
+  mark_bytes_ = copied_bytes_;
+  if (ended_ || !started_) return;
+  // A terminal counts what its other side wrote once it was asked for it.
+  pollfd source{source_.get(), POLLIN, 0};
+  (void)::poll(&source, 1, 0);
+  mark_bytes_ += ReadableBytes(source_);
+  while (armed_ && copied_bytes_ < mark_bytes_) {
+    const int64_t before = copied_bytes_;
+    Pump();
+    if (copied_bytes_ == before) return;
+  }
+}
+
+int64_t OutputCopier::LeftBytes() const {
+  int64_t unread = 0;
+  if (ended_) {
+    if (tail_ != nullptr) unread = tail_->UnreadBytes();
+  } else {
+    const std::shared_ptr<FifoReader> reader = sink_->reader();
+    if (reader != nullptr) unread = reader->UnreadBytes();
+    unread += sink_->PendingBytes();
+  }
+  return std::max<int64_t>(mark_bytes_ - (copied_bytes_ - unread), 0);
+}
+
+bool OutputCopier::HasReader() {
+  if (!ended_) return sink_->HasReader();
+  return tail_ != nullptr && tail_->HasOther();
+}
+
+void OutputCopier::LetGo() {
+  let_go_ = true;
+  tail_ = nullptr;
 }
 
 absl::StatusOr<std::unique_ptr<InputCopier>> InputCopier::Open(

@@ -19,6 +19,26 @@ namespace bulkhead::shim {
 
 constexpr size_t kCopySizeBytes = 32 << 10;
 
+// Our own reading end of a FIFO that clients read from.
+class FifoReader {
+ public:
+  // Errors: the FIFO cannot be opened.
+  static absl::StatusOr<std::shared_ptr<FifoReader>> Open(
+      const std::string& path);
+
+  // What is in the FIFO and not yet read by anybody.
+  int64_t UnreadBytes() const;
+  // Whether somebody else has it open for reading. Lets go of it for a moment:
+  // nothing may be written meanwhile, and what is in it stays only if somebody
+  // has it open.
+  bool HasOther();
+
+ private:
+  explicit FifoReader(os::UniqueFd fd) : fd_(std::move(fd)) {}
+
+  os::UniqueFd fd_;
+};
+
 class Sink {
  public:
   virtual ~Sink() = default;
@@ -26,6 +46,12 @@ class Sink {
   virtual void Write(std::string_view bytes) = 0;
   virtual bool blocked() const { return false; }
   virtual void Finish() {}  // End of stream, once nothing is pending.
+  // The FIFO that the bytes wait in until a client takes them; may be null.
+  virtual std::shared_ptr<FifoReader> reader() const { return nullptr; }
+  // Bytes that were taken and are in no FIFO or file yet.
+  virtual int64_t PendingBytes() const { return 0; }
+  // False if nobody will take what a blocked sink waits to get rid of.
+  virtual bool HasReader() { return true; }
   // Called when a blocked sink takes bytes again.
   void set_on_ready(std::function<void()> call) { on_ready_ = std::move(call); }
 
@@ -46,6 +72,9 @@ class PipeSink : public Sink {
 
   void Write(std::string_view bytes) override;
   bool blocked() const override { return !pending_.empty(); }
+  int64_t PendingBytes() const override {
+    return static_cast<int64_t>(pending_.size());
+  }
 
  protected:
   // The other side is gone for good: drops what is pending.
@@ -74,6 +103,8 @@ class FifoSink : public PipeSink {
 
   void Write(std::string_view bytes) override;
   bool blocked() const override;
+  std::shared_ptr<FifoReader> reader() const override { return reader_; }
+  bool HasReader() override;
 
  private:
   void TryOpen();
@@ -81,7 +112,7 @@ class FifoSink : public PipeSink {
 
   std::string path_;
   FifoMode mode_;
-  os::UniqueFd reader_;
+  std::shared_ptr<FifoReader> reader_;  // Null for a tee.
   bool waiting_ = true;
   int64_t waited_ms_ = 0;
   int64_t delay_ms_ = 1;
@@ -107,6 +138,7 @@ class LogSink : public Sink {
   void Write(std::string_view bytes) override;
   bool blocked() const override { return tee_ != nullptr && tee_->blocked(); }
   void Finish() override;
+  bool HasReader() override { return tee_ == nullptr || tee_->HasReader(); }
 
  private:
   std::shared_ptr<LogFile> log_;
@@ -123,6 +155,18 @@ class OutputCopier {
   // Nothing is read before.
   void Start();
   bool ended() const { return ended_; }
+  bool blocked() const { return !ended_ && sink_->blocked(); }
+
+  // Remembers how much the container has written by now, and copies what the
+  // sink takes of it.
+  void Mark();
+  // How much of what was written up to Mark() its reader has not taken yet.
+  int64_t LeftBytes() const;
+  // False if nobody is there to take what is left. See FifoReader::HasOther().
+  bool HasReader();
+  // Whoever is to read has what was written, or never will: does not keep the
+  // FIFO any longer than copying needs it.
+  void LetGo();
 
  private:
   void Arm();
@@ -133,6 +177,10 @@ class OutputCopier {
   os::UniqueFd source_;
   std::unique_ptr<Sink> sink_;
   std::function<void()> on_end_;
+  std::shared_ptr<FifoReader> tail_;  // After the end, the FIFO of the sink.
+  int64_t copied_bytes_ = 0;
+  int64_t mark_bytes_ = 0;
+  bool let_go_ = false;
   bool started_ = false;
   bool armed_ = false;
   bool at_end_ = false;  // Read to the end; the sink still has bytes.

@@ -27,6 +27,10 @@ namespace {
 constexpr int64_t kBinaryStopMs = 12000;
 // How long a logging binary has to end by itself at the end of its input.
 constexpr int64_t kBinaryGraceMs = 2000;
+// How long output that nobody reads is kept for a reader when its process is
+// deleted.
+constexpr int64_t kUnreadMs = 1000;
+constexpr int64_t kReadDelayMsMax = 32;
 constexpr size_t kConsoleNameSizeBytesMax = 4096;
 
 struct Pipe {
@@ -82,6 +86,7 @@ absl::StatusOr<std::unique_ptr<Sink>> OpenFifoOrFile(Loop* loop,
 
 ProcessIo::~ProcessIo() {
   *alive_ = false;
+  loop_->Cancel(read_timer_);
   loop_->Cancel(drain_timer_);
   RemoveConsoleSocket();
   if (binary_ready_.valid()) loop_->Unwatch(binary_ready_.get());
@@ -339,8 +344,44 @@ absl::Status ProcessIo::Resize(uint32_t width, uint32_t height) {
   return absl::OkStatus();
 }
 
+void ProcessIo::WhenRead(std::function<void()> done) {
+  read_ = std::move(done);
+  for (const auto& output : outputs_) {
+    output->Mark();
+    read_left_bytes_ += output->LeftBytes();
+  }
+  CheckRead();
+}
+
+void ProcessIo::CheckRead() {
+  int64_t left = 0;
+  for (const auto& output : outputs_) {
+    const int64_t bytes = output->LeftBytes();
+    if (bytes == 0) continue;
+    // Not asked at first, when a reader has just been given something.
+    if (read_delay_ms_ == 0 || output->HasReader()) left += bytes;
+  }
+  read_stalled_ms_ =
+      left < read_left_bytes_ ? 0 : read_stalled_ms_ + read_delay_ms_;
+  read_left_bytes_ = left;
+  if (left == 0 || read_waited_ms_ >= kReadMs ||
+      read_stalled_ms_ >= kStalledMs) {
+    for (const auto& output : outputs_) output->LetGo();
+    return std::exchange(read_, nullptr)();
+  }
+  read_delay_ms_ = std::clamp<int64_t>(read_delay_ms_ * 2, 1, kReadDelayMsMax);
+  read_waited_ms_ += read_delay_ms_;
+  read_timer_ = loop_->After(read_delay_ms_, [this] { CheckRead(); });
+}
+
 void ProcessIo::WhenDrained(int64_t timeout_ms, std::function<void()> done) {
   drained_ = std::move(done);
+  bool in_vain = binary_ == 0;
+  for (const auto& output : outputs_) {
+    in_vain = in_vain &&
+              (output->ended() || (output->blocked() && !output->HasReader()));
+  }
+  if (in_vain) timeout_ms = std::min(timeout_ms, kUnreadMs);
   drain_timer_ = loop_->After(timeout_ms, [this] {
     drain_timer_ = 0;
     drain_timed_out_ = true;

@@ -15,6 +15,9 @@
 
 namespace bulkhead::shim {
 
+constexpr int64_t kReadMs = 10000;
+constexpr int64_t kStalledMs = 2000;
+
 // As in a Create or Exec request. Empty names: not attached.
 struct StdioSpec {
   std::string id;  // Container, or exec.
@@ -54,7 +57,13 @@ class ProcessIo {
 
   void CloseStdin();
   absl::Status Resize(uint32_t width, uint32_t height);  // No-op without tty.
-  // Calls `done` once all output was copied, or after `timeout_ms`.
+  // The process has ended: calls `done` once clients have read what it wrote
+  // until now, at once if they have or if nobody reads. One that stops reading
+  // is waited for kStalledMs, one that is slow kReadMs. `done` may be called
+  // before this returns, and not after destruction.
+  void WhenRead(std::function<void()> done);
+  // Calls `done` once all output was copied, or after `timeout_ms`; sooner if
+  // it has nowhere to go because nobody reads.
   void WhenDrained(int64_t timeout_ms, std::function<void()> done);
 
  private:
@@ -65,6 +74,7 @@ class ProcessIo {
   void AcceptConsole();
   void StartConsole(os::UniqueFd master);
   void RemoveConsoleSocket();
+  void CheckRead();
   void CheckDrained();
 
   Loop* loop_;
@@ -84,6 +94,13 @@ class ProcessIo {
   os::UniqueFd binary_ready_;
   bool binary_must_answer_ = false;
   Done open_done_;
+
+  std::function<void()> read_;
+  uint64_t read_timer_ = 0;
+  int64_t read_delay_ms_ = 0;
+  int64_t read_waited_ms_ = 0;
+  int64_t read_stalled_ms_ = 0;
+  int64_t read_left_bytes_ = 0;
 
   std::function<void()> drained_;
   uint64_t drain_timer_ = 0;

@@ -56,20 +56,33 @@ void TaskService::OnInitExit(const ContainerRef& container,
                             });
   }
   container->runtime->InitEnded();
-  MaybeFinishInit(container);
+  WhenRead(init, [this, container] {
+    container->init->read = true;
+    MaybeFinishInit(container);
+  });
 }
 
 void TaskService::OnExecExit(const ContainerRef& container,
                              const ProcessRef& process, const ExitInfo& exit) {
   process->reaped = true;
   process->exit = exit;
-  Finish(container, process);
-  MaybeFinishInit(container);
+  WhenRead(process, [this, container, process] {
+    process->read = true;
+    Finish(container, process);
+    MaybeFinishInit(container);
+  });
+}
+
+void TaskService::WhenRead(const ProcessRef& process,
+                           std::function<void()> done) {
+  if (process->io == nullptr) return done();
+  process->io->WhenRead(std::move(done));
 }
 
 void TaskService::MaybeFinishInit(const ContainerRef& container) {
   const ProcessRef& init = container->init;
-  if (!init->reaped || init->starting || init->state == State::kStopped) {
+  if (!init->reaped || !init->read || init->starting ||
+      init->state == State::kStopped) {
     return;
   }
   if (container->killing_rest && !container->rest_killed) return;
@@ -143,6 +156,10 @@ void TaskService::DeleteInit(const ContainerRef& container, Reply reply,
        done = std::move(done)](const OciRuntime::Result& result) {
         const ProcessRef& init = container->init;
         init->io.reset();
+        if (init->reaped && !init->read) {  // Never started: nobody waits.
+          init->read = true;
+          MaybeFinishInit(container);
+        }
         container->oom.reset();
         absl::Status status;
         if (!result.ok && !absl::StrContains(result.error, "does not exist")) {

@@ -65,6 +65,7 @@ class TaskService {
     bool starting = false;
     bool deleted = false;
     bool reaped = false;  // The exit is known but perhaps not told yet.
+    bool read = false;    // And clients have what it had written.
     // Calls that change the process run one after another.
     std::deque<std::function<void()>> operations;
     bool busy = false;
@@ -128,6 +129,10 @@ class TaskService {
   void OnInitExit(const ContainerRef& container, const ExitInfo& exit);
   void OnExecExit(const ContainerRef& container, const ProcessRef& process,
                   const ExitInfo& exit);
+  // Some clients (ctr 1.6 for one) close their ends of the streams as soon as
+  // they hear of an exit, whatever is still in them: so it is told once they
+  // have read everything. See ProcessIo::WhenRead().
+  static void WhenRead(const ProcessRef& process, std::function<void()> done);
   // Tells the exit of init once nothing has to come before it.
   void MaybeFinishInit(const ContainerRef& container);
   void Finish(const ContainerRef& container, const ProcessRef& process);
