@@ -23,11 +23,12 @@ def run(gib):
                        check=True)
         device = subprocess.run(["losetup", "--direct-io=on", "-f", "--show", image], check=True,
                                 capture_output=True, text=True).stdout.strip()
-        try:
-            return subprocess.run(
-                ["unshare", "-m", "--propagation", "private", "sh", "-c",
-                 'mount -o noinit_itable "$0" /tmp && exec "$@"', device, sys.executable, "-u",
-                 "-m", "bench.main"] + sys.argv[1:], env=dict(os.environ, **{INSIDE: "1"}),
-                check=False).returncode
-        finally:
-            subprocess.run(["losetup", "-d", device], check=False)
+        # Nobody can lose it from here on: the file goes with the device, the device
+        # with its last mount, however this ends.
+        os.unlink(image)
+        return subprocess.run(
+            ["unshare", "-m", "--propagation", "private", "sh", "-c",
+             'mount -o noinit_itable "$0" /tmp; mounted=$?; losetup -d "$0"; '
+             'test $mounted = 0 && exec "$@"', device, sys.executable, "-u",
+             "-m", "bench.main"] + sys.argv[1:], env=dict(os.environ, **{INSIDE: "1"}),
+            check=False).returncode
