@@ -6,7 +6,6 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
 #include "lib/os/socket.h"
@@ -79,6 +78,12 @@ class SocketIngest : public Ingest {
   absl::Status Truncate(int64_t offset_bytes) override {
     return Ask(socket_.get(), {{"op", "truncate"}, {"offset", offset_bytes}})
         .status();
+  }
+
+  absl::StatusOr<std::string> DigestSoFar() override {
+    ASSIGN_OR_RETURN(const Reply reply,
+                     Ask(socket_.get(), {{"op", "status"}, {"digest", true}}));
+    return StringOf(reply.body, "digest");
   }
 
   absl::StatusOr<CommitResult> Commit(
@@ -157,8 +162,7 @@ absl::StatusOr<std::unique_ptr<Ingest>> Client::OpenIngest(
   }
   const IngestState state{
       IntOf(reply.body, "offset"), IntOf(reply.body, "total"),
-      IntOf(reply.body, "started_at_ns"), IntOf(reply.body, "updated_at_ns"),
-      absl::HexStringToBytes(StringOf(reply.body, "hash"))};
+      IntOf(reply.body, "started_at_ns"), IntOf(reply.body, "updated_at_ns")};
   return std::unique_ptr<Ingest>(std::make_unique<SocketIngest>(
       std::move(socket), std::move(reply.fds[0]), state));
 }

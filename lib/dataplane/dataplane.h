@@ -9,15 +9,13 @@
 //
 //   {"op":"open","digest":D,"ns":N}           -> {"size":S} + read-only fd
 //   {"op":"ingest","ref":R,"total":T,"expected":D,"ns":N,"lease":L}
-//       -> {"offset":O,"total":T,"started_at_ns":..,"updated_at_ns":..,
-//           "hash":H} + read-write fd of the ingest
+//       -> {"offset":O,"total":T,"started_at_ns":..,"updated_at_ns":..}
+//          + read-write fd of the ingest
 //     The ref is locked until the connection ends, "commit" or "abort".
 //     The caller writes at O and after, with pwrite: in order, or in several
 //     places at once, then behind the first gap in whole pages only. O is
 //     where the first gap begins, or the end; what is behind a gap stays: the
-//     file's holes are what is missing. H (or none): the running hash of a
-//     part of what is there, as hex of Hasher::State(): content's own reply
-//     only.
+//     file's holes are what is missing.
 //   {"op":"advance","offset":O}   (no reply) bytes below O are written: the
 //     content service hashes behind the writer, so that commit is short.
 //   {"op":"truncate","offset":O}              -> {} ingest cut to O
@@ -25,7 +23,9 @@
 //       -> {"digest":D,"size":S}; hashes what is left, verifies, makes durable,
 //     publishes. S < 0: whatever is there. On failure the ingest survives.
 //   {"op":"abort"}                            -> {} ingest gone
-//   {"op":"status"}                           -> {"offset":..,"total":..}
+//   {"op":"status","digest":B}  -> {"offset":..,"total":..,"digest":D}
+//     B (or none): also the sha256 of the bytes below O, or below where they
+//     were last advanced or truncated to.
 //
 // snapshotter speaks "apply" on its own data socket, see
 // services/snapshotter/README.md:
@@ -72,8 +72,6 @@ struct IngestState {
   int64_t total_bytes = 0;
   int64_t started_at_ns = 0;  // Unix time.
   int64_t updated_at_ns = 0;
-  // Hasher::State() over the first bytes, if they need not be read for it.
-  std::string hash_state;
 };
 
 struct CommitResult {
@@ -91,6 +89,10 @@ class Ingest {
   virtual const IngestState& opened() const = 0;
   virtual absl::Status Advance(int64_t offset_bytes) = 0;
   virtual absl::Status Truncate(int64_t offset_bytes) = 0;
+  // The sha256 of the bytes below the last of opened(), Advance() and
+  // Truncate(). The service has it at hand, but for what a resumed ingest held
+  // already: that it may have to read.
+  virtual absl::StatusOr<std::string> DigestSoFar() = 0;
   // Errors: kFailedPrecondition: size or digest do not match (the ingest
   //   survives). kAlreadyExists: the blob is there (the ingest is gone).
   virtual absl::StatusOr<CommitResult> Commit(

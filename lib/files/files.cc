@@ -77,6 +77,19 @@ class KernelFiles final : public Files {
                             SYNC_FILE_RANGE_WRITE);
   }
 
+  absl::Status WaitWritten(int fd, int64_t offset_bytes,
+                           int64_t size_bytes) override {
+    constexpr unsigned kAll = SYNC_FILE_RANGE_WAIT_BEFORE |
+                              SYNC_FILE_RANGE_WRITE |
+                              SYNC_FILE_RANGE_WAIT_AFTER;
+    if (Retry([&] {
+          return ::sync_file_range(fd, offset_bytes, size_bytes, kAll);
+        }) < 0) {
+      return os::ErrnoStatus(errno, "sync_file_range");
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status Lock(int fd) override {
     if (Retry([&] { return ::flock(fd, LOCK_EX | LOCK_NB); }) == 0) {
       return absl::OkStatus();

@@ -51,6 +51,11 @@ class Files {
   // Starts writing a range back without waiting: a hint, which cannot fail.
   virtual void StartWriteback(int fd, int64_t offset_bytes,
                               int64_t size_bytes) = 0;
+  // Waits until what a range holds has been written back. Not Sync(): after a
+  // power failure it may be gone. Fails if any write of the file failed since
+  // that was last told, by Sync() or here.
+  virtual absl::Status WaitWritten(int fd, int64_t offset_bytes,
+                                   int64_t size_bytes) = 0;
   // Takes flock(2)'s exclusive lock until the descriptor is closed.
   // kFailedPrecondition if somebody else has it.
   virtual absl::Status Lock(int fd) = 0;

@@ -64,6 +64,12 @@ void FaultyFiles::StartWriteback(int fd, int64_t offset_bytes,
   real_.StartWriteback(fd, offset_bytes, size_bytes);
 }
 
+absl::Status FaultyFiles::WaitWritten(int fd, int64_t offset_bytes,
+                                      int64_t size_bytes) {
+  const absl::Status fault = Next("sync_file_range");
+  return fault.ok() ? real_.WaitWritten(fd, offset_bytes, size_bytes) : fault;
+}
+
 absl::Status FaultyFiles::Lock(int fd) {
   const absl::Status fault = Next("flock");
   return fault.ok() ? real_.Lock(fd) : fault;

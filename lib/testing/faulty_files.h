@@ -47,6 +47,8 @@ class FaultyFiles : public files::Files {
   absl::Status Sync(int fd) override;
   void StartWriteback(int fd, int64_t offset_bytes,
                       int64_t size_bytes) override;
+  absl::Status WaitWritten(int fd, int64_t offset_bytes,
+                           int64_t size_bytes) override;
   absl::Status Lock(int fd) override;
   absl::Status Chmod(int fd, mode_t mode) override;
   absl::StatusOr<files::FileStat> Stat(int dir_fd,

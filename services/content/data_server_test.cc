@@ -99,6 +99,46 @@ TEST_F(DataPlane, CommitHashesWhatWasNotAdvanced) {
   EXPECT_EQ(committed->size_bytes, 5);
 }
 
+TEST_F(DataPlane, TheDigestSoFarIsOfWhatWasAdvanced) {
+  auto ingest = Begin("r");
+  EXPECT_EQ(ingest->DigestSoFar().value(), Digest::Of("").str());
+  Write(*ingest, "hello world", 0);
+  EXPECT_EQ(ingest->DigestSoFar().value(), Digest::Of("").str());
+  ASSERT_TRUE(ingest->Advance(5).ok());
+  EXPECT_EQ(ingest->DigestSoFar().value(), Digest::Of("hello").str());
+  ASSERT_TRUE(ingest->Advance(11).ok());
+  EXPECT_EQ(ingest->DigestSoFar().value(), Digest::Of("hello world").str());
+  ASSERT_TRUE(ingest->Truncate(4).ok());
+  EXPECT_EQ(ingest->DigestSoFar().value(), Digest::Of("hell").str());
+  // A failed commit with another algorithm, and then another writer.
+  EXPECT_EQ(
+      ingest->Commit(4, Digest::Of("x", DigestAlgorithm::kSha512).str(), {})
+          .status()
+          .code(),
+      Code::kFailedPrecondition);
+  EXPECT_EQ(ingest->DigestSoFar().value(), Digest::Of("hell").str());
+  ingest.reset();
+  EXPECT_EQ(Begin("r")->DigestSoFar().value(), Digest::Of("hell").str());
+}
+
+TEST_F(DataPlane, ADigestSoFarThatCannotBeHadIsAnError) {
+  auto ingest = Begin("r");
+  Write(*ingest, "hello", 0);
+  ASSERT_TRUE(ingest->Advance(5).ok());
+  EXPECT_EQ(ingest->DigestSoFar().value(), Digest::Of("hello").str());
+  ASSERT_EQ(::ftruncate(ingest->fd(), 0), 0);
+  Write(*ingest, "hel", 0);
+  // What was hashed is not read again, but a restarted hash would be short.
+  EXPECT_EQ(
+      ingest->Commit(3, Digest::Of("x", DigestAlgorithm::kSha512).str(), {})
+          .status()
+          .code(),
+      Code::kFailedPrecondition);
+  EXPECT_EQ(ingest->DigestSoFar().status().code(), Code::kFailedPrecondition);
+  server_.reset();
+  EXPECT_EQ(ingest->DigestSoFar().status().code(), Code::kUnavailable);
+}
+
 TEST_F(DataPlane, AFailedCommitLeavesTheSessionUsable) {
   auto ingest = Begin("r");
   Write(*ingest, "hello", 0);

@@ -2,7 +2,6 @@
 
 #include <string>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
 #include "lib/log/log.h"
@@ -32,6 +31,16 @@ absl::StatusOr<std::string> StringField(const json& request, const char* name) {
         absl::StrCat("\"", name, "\" must be a string"));
   }
   return found->get<std::string>();
+}
+
+absl::StatusOr<bool> BoolField(const json& request, const char* name) {
+  const auto found = request.find(name);
+  if (found == request.end()) return false;
+  if (!found->is_boolean()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("\"", name, "\" must be true or false"));
+  }
+  return found->get<bool>();
 }
 
 absl::StatusOr<Digest> DigestField(const json& request, const char* name) {
@@ -103,9 +112,14 @@ absl::StatusOr<DataSession::Reply> DataSession::Handle(const std::string& op,
     RETURN_IF_ERROR(writer_->Abort());
     writer_.reset();
   } else {
+    ASSIGN_OR_RETURN(const bool digest, BoolField(request, "digest"));
     ASSIGN_OR_RETURN(const IngestInfo info, writer_->Info());
     reply.body["offset"] = info.offset_bytes;
     reply.body["total"] = info.total_bytes;
+    if (digest) {
+      ASSIGN_OR_RETURN(const Digest so_far, writer_->DigestSoFar());
+      reply.body["digest"] = so_far.str();
+    }
   }
   return reply;
 }
@@ -143,10 +157,6 @@ absl::StatusOr<DataSession::Reply> DataSession::Ingest(const json& request) {
   reply.body["total"] = info.total_bytes;
   reply.body["started_at_ns"] = absl::ToUnixNanos(info.started_at);
   reply.body["updated_at_ns"] = absl::ToUnixNanos(info.updated_at);
-  const Hasher hasher = writer->RunningHash();
-  if (hasher.size_bytes() > 0) {
-    reply.body["hash"] = absl::BytesToHexString(hasher.State());
-  }
   writer_ = std::move(writer);
   return reply;
 }

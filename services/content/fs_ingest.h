@@ -3,6 +3,7 @@
 #define BULKHEAD_SERVICES_CONTENT_FS_INGEST_H_
 
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "services/content/fs_store.h"
@@ -23,6 +24,7 @@ struct FsWriter::Ingest {
   int64_t writeback_bytes = 0;  // Below it, writeback has been started.
   Hasher hasher;                // Over the first hasher.size_bytes() bytes.
   int64_t kept_bytes = 0;       // Of which the hash on disk is; 0: none.
+  std::optional<Hasher> next;   // To be kept when its bytes are written back.
   bool gone = false;            // Committed or aborted.
   bool suspect = false;         // An fsync failed: see FsWriter::Rewrite().
 };

@@ -36,8 +36,10 @@ struct FsStoreOptions {
   std::string boot_id = KernelBootId();
   // A running hash is kept each time it has come so much further, and when a
   // writer goes after at least `hash_min_bytes` (below, reading again is as
-  // quick). The data is synced first.
-  int64_t hash_step_bytes = 256 << 20;
+  // quick). Its data must be written back first: each step is kept only when
+  // `hash_lag_bytes` have come after it, so that nobody waits for the disk.
+  int64_t hash_step_bytes = 192 << 20;
+  int64_t hash_lag_bytes = 64 << 20;
   int64_t hash_min_bytes = 64 << 20;
 
   // Of /proc/sys/kernel/random/boot_id; empty if it cannot be read.
@@ -110,11 +112,12 @@ class FsWriter final : public Writer {
   // only writing them once more makes a later fsync mean something.
   absl::Status Rewrite();
   void MarkSuspect();
-  // Syncs the data and keeps the running hash for whoever resumes. What fails
-  // is left: then everything is read again.
-  void KeepHash();
+  // Waits for the data to be written back and keeps its hash for whoever
+  // resumes. What fails is left: then everything is read again.
+  void KeepHash(const Hasher& hasher);
   void KeepHashNowAndThen();
   absl::Status DropHash();
+  void RestartHash(DigestAlgorithm algorithm = DigestAlgorithm::kSha256);
   absl::Status Error(const absl::Status& status) const;
   void StartWriteback();
 

@@ -501,7 +501,22 @@ class ReadCountingFiles final : public FaultyFiles {
     if (n.ok() && !small) read_bytes += static_cast<int64_t>(*n);
     return n;
   }
+  absl::StatusOr<size_t> PWrite(int fd, const void* data, size_t size_bytes,
+                                int64_t offset_bytes) override {
+    auto n = FaultyFiles::PWrite(fd, data, size_bytes, offset_bytes);
+    if (n.ok()) written_bytes += static_cast<int64_t>(*n);
+    return n;
+  }
+  absl::Status WaitWritten(int fd, int64_t offset_bytes,
+                           int64_t size_bytes) override {
+    if (std::exchange(fail_next_writeback, false)) {
+      return absl::InternalError("EIO");
+    }
+    return FaultyFiles::WaitWritten(fd, offset_bytes, size_bytes);
+  }
   int64_t read_bytes = 0;
+  int64_t written_bytes = 0;
+  bool fail_next_writeback = false;
 };
 
 class KeptHash : public ::testing::Test {
@@ -509,12 +524,13 @@ class KeptHash : public ::testing::Test {
   static constexpr int64_t kPieceBytes = 100'000;
 
   void Open(const std::string& boot_id, int64_t step_bytes = kPieceBytes,
-            int64_t min_bytes = kPieceBytes) {
+            int64_t min_bytes = kPieceBytes, int64_t lag_bytes = 0) {
     writer_.reset();
     store_.reset();
     FsStoreOptions options;
     options.boot_id = boot_id;
     options.hash_step_bytes = step_bytes;
+    options.hash_lag_bytes = lag_bytes;
     options.hash_min_bytes = min_bytes;
     store_ = FsStore::Open(dir_.Path("c"), files_, options).value();
   }
@@ -570,6 +586,47 @@ TEST_F(KeptHash, AKilledProcessLeavesTheLastStep) {
   AppendTo(kPieceBytes + 5000);
   Open("boot");
   EXPECT_EQ(ReadForCommit(), 5000);
+}
+
+TEST_F(KeptHash, AStepIsKeptWhenMoreHasComeAfterIt) {
+  Open("boot", kPieceBytes, 100 * kPieceBytes, 1000);
+  Resume();
+  AppendTo(kPieceBytes);
+  AppendTo(kPieceBytes + 999);
+  EXPECT_FALSE(fs::exists(HashPath()));
+  AppendTo(kPieceBytes + 1000);
+  EXPECT_TRUE(fs::exists(HashPath()));
+  Open("boot", kPieceBytes, 100 * kPieceBytes, 1000);
+  EXPECT_EQ(ReadForCommit(), 1000);
+}
+
+TEST_F(KeptHash, AStepThatIsCutMeanwhileIsNotKept) {
+  Open("boot", kPieceBytes, 100 * kPieceBytes, 1000);
+  Resume();
+  AppendTo(kPieceBytes);
+  ASSERT_TRUE(writer_->Truncate(kPieceBytes - 10).ok());
+  const std::string other = RandomBytes(3000, 9);
+  ASSERT_TRUE(writer_->Append(other).ok());
+  Open("boot");
+  Resume();
+  const Digest whole = Digest::Of(data_.substr(0, kPieceBytes - 10) + other);
+  EXPECT_EQ(writer_->DigestSoFar().value(), whole);
+  EXPECT_TRUE(writer_->Commit({.expected = whole}).ok());
+}
+
+// Clean pages that are on no disk.
+TEST_F(KeptHash, DataThatCouldNotBeWrittenBackIsWrittenAgain) {
+  Open("boot");
+  Resume();
+  files_.fail_next_writeback = true;
+  AppendTo(2 * kPieceBytes);
+  EXPECT_FALSE(fs::exists(HashPath()));
+  const int64_t before = files_.written_bytes;
+  EXPECT_TRUE(
+      writer_
+          ->Commit({.expected = Digest::Of(data_.substr(0, 2 * kPieceBytes))})
+          .ok());
+  EXPECT_EQ(files_.written_bytes - before, 2 * kPieceBytes);
 }
 
 TEST_F(KeptHash, AnotherBootReadsAgain) {

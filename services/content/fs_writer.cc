@@ -24,19 +24,19 @@ FsWriter::~FsWriter() {
     const std::lock_guard<std::mutex> lock(ingest_->mutex);
     if (ingest_->hasher.size_bytes() - ingest_->kept_bytes >=
         store_->options_.hash_min_bytes) {
-      KeepHash();
+      KeepHash(ingest_->hasher);
     }
   }
   store_->UnlockRef(ingest_->ref);
 }
 
-void FsWriter::KeepHash() {
+void FsWriter::KeepHash(const Hasher& hasher) {
   if (ingest_->gone || ingest_->suspect || store_->options_.boot_id.empty()) {
     return;
   }
   files::Files& files = store_->files_;
   // What was hashed must not be lost by a write-back that fails unnoticed.
-  if (!files.Sync(ingest_->data.get()).ok()) {
+  if (!files.WaitWritten(ingest_->data.get(), 0, hasher.size_bytes()).ok()) {
     MarkSuspect();
     return;
   }
@@ -45,10 +45,10 @@ void FsWriter::KeepHash() {
   // Not synced: half a line is no line.
   if (files
           .WriteSmall(store_->ingests_.get(), path,
-                      EncodeHashFile(store_->options_.boot_id, ingest_->hasher),
+                      EncodeHashFile(store_->options_.boot_id, hasher),
                       kIngestMode)
           .ok()) {
-    ingest_->kept_bytes = ingest_->hasher.size_bytes();
+    ingest_->kept_bytes = hasher.size_bytes();
   }
 }
 
@@ -58,6 +58,11 @@ absl::Status FsWriter::DropHash() {
   if (!removed.ok() && !absl::IsNotFound(removed)) return Error(removed);
   ingest_->kept_bytes = 0;
   return absl::OkStatus();
+}
+
+void FsWriter::RestartHash(DigestAlgorithm algorithm) {
+  ingest_->hasher = Hasher(algorithm);
+  ingest_->next.reset();
 }
 
 Hasher FsWriter::RunningHash() {
@@ -107,17 +112,26 @@ absl::Status FsWriter::HashTo(int64_t offset_bytes) {
 }
 
 void FsWriter::KeepHashNowAndThen() {
-  if (ingest_->hasher.size_bytes() - ingest_->kept_bytes >=
-      store_->options_.hash_step_bytes) {
-    KeepHash();
+  const FsStoreOptions& options = store_->options_;
+  const int64_t hashed = ingest_->hasher.size_bytes();
+  std::optional<Hasher>& next = ingest_->next;
+  if (!next.has_value() &&
+      hashed - ingest_->kept_bytes >= options.hash_step_bytes) {
+    next = ingest_->hasher;
+  }
+  if (next.has_value() &&
+      hashed - next->size_bytes() >= options.hash_lag_bytes) {
+    const Hasher due = *next;
+    next.reset();
+    KeepHash(due);
   }
 }
 
 absl::StatusOr<Digest> FsWriter::DigestOf(int64_t size_bytes,
                                           DigestAlgorithm algorithm) {
-  Hasher& hasher = ingest_->hasher;
+  const Hasher& hasher = ingest_->hasher;
   if (algorithm != hasher.algorithm() || hasher.size_bytes() > size_bytes) {
-    hasher = Hasher(algorithm);
+    RestartHash(algorithm);
   }
   RETURN_IF_ERROR(HashTo(size_bytes));
   return hasher.Current();
@@ -171,7 +185,7 @@ absl::Status FsWriter::Truncate(int64_t size_bytes) {
   if (!cut.ok()) return Error(cut);
   ingest_->offset_bytes = size_bytes;
   ingest_->writeback_bytes = std::min(ingest_->writeback_bytes, size_bytes);
-  if (ingest_->hasher.size_bytes() > size_bytes) ingest_->hasher = Hasher();
+  if (ingest_->hasher.size_bytes() > size_bytes) RestartHash();
   return absl::OkStatus();
 }
 
@@ -288,7 +302,7 @@ void FsWriter::MarkSuspect() {
   // Whoever resumes it after a restart would not know.
   if (dropped.ok() && files.Truncate(ingest_->data.get(), 0).ok()) {
     ingest_->offset_bytes = ingest_->writeback_bytes = 0;
-    ingest_->hasher = Hasher();
+    RestartHash();
   }
 }
 
@@ -308,7 +322,7 @@ absl::Status FsWriter::Rewrite() {
     at += static_cast<int64_t>(*n);
   }
   // What was hashed may be lost: these bytes count.
-  ingest_->hasher = Hasher();
+  RestartHash();
   ingest_->suspect = false;
   (void)files.Unlink(store_->ingests_.get(), ingest_->name + "/suspect");
   return absl::OkStatus();
@@ -357,8 +371,8 @@ absl::Status FsWriter::Publish(const Digest& digest,
   if (status.ok()) return status;
   (void)files.Chmod(fd, kIngestMode);  // OpenData() does it too.
   if (absl::IsFailedPrecondition(status)) {
-    ingest_->hasher = Hasher();  // It has seen bytes that are no more.
-    (void)DropHash();            // Only a peer that cheats gets here.
+    RestartHash();     // It has seen bytes that are no more.
+    (void)DropHash();  // Only a peer that cheats gets here.
     return Annotate(status, absl::StrCat("ingest ", ingest_->ref));
   }
   return Error(status);

@@ -132,6 +132,7 @@ class FakeStore : public Store {
     const dataplane::IngestState& opened() const override { return state_; }
     absl::Status Advance(int64_t) override { return absl::OkStatus(); }
     absl::Status Truncate(int64_t) override { return absl::OkStatus(); }
+    absl::StatusOr<std::string> DigestSoFar() override { return ""; }
     absl::Status Abort() override { return absl::OkStatus(); }
     absl::StatusOr<dataplane::CommitResult> Commit(
         int64_t size, const std::string& expected,

@@ -572,6 +572,10 @@ absl::Status ContentWriter::Truncate(int64_t offset_bytes) {
   return backend_->Truncate(offset_bytes);
 }
 
+absl::StatusOr<std::string> ContentWriter::DigestSoFar() {
+  return backend_ == nullptr ? virtual_digest_ : backend_->DigestSoFar();
+}
+
 absl::StatusOr<dataplane::CommitResult> ContentWriter::Commit(
     int64_t size_bytes, const std::string& expected, const LabelMap& labels) {
   if (!expected.empty()) RETURN_IF_ERROR(CheckDigest(expected));

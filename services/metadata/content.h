@@ -53,6 +53,9 @@ class ContentWriter {
   absl::Status Append(int64_t offset_bytes, const std::string& data);
   absl::Status Advance(int64_t offset_bytes);
   absl::Status Truncate(int64_t offset_bytes);
+  // The sha256 of what is there (what is expected, if is_virtual()); empty if
+  // the backend does not say.
+  absl::StatusOr<std::string> DigestSoFar();
   // `size_bytes` < 0: whatever is there. On OK the blob, its labels and its
   // place in the lease are durable. Errors: kFailedPrecondition: size or
   // digest do not match; the ingest survives. kAlreadyExists: this namespace

@@ -52,6 +52,9 @@ class BackendWriter {
   // The caller wrote through fd() up to here.
   virtual absl::Status Advance(int64_t offset_bytes) = 0;
   virtual absl::Status Truncate(int64_t offset_bytes) = 0;
+  // The sha256 of what is there, as the backend says; empty if it says none.
+  // Of a resumed ingest it may have to read what was there.
+  virtual absl::StatusOr<std::string> DigestSoFar() = 0;
   // Errors: kFailedPrecondition: size or digest do not match; the ingest
   //   survives. kAlreadyExists: the blob is there; the ingest is gone.
   virtual absl::StatusOr<dataplane::CommitResult> Commit(

@@ -1,7 +1,6 @@
 #include "services/metadata/content_service.h"
 
 #include "lib/digest/digest.h"
-#include "lib/os/fd.h"
 #include "lib/rpc/context.h"
 #include "services/metadata/reply.h"
 
@@ -43,7 +42,8 @@ class WriteSession {
         ToTimestamp(absl::FromUnixNanos(writer_->opened().started_at_ns));
     *response_.mutable_updated_at() =
         ToTimestamp(absl::FromUnixNanos(writer_->opened().updated_at_ns));
-    return Rehash();
+    if (offset_ == 0 && !writer_->is_virtual()) SetDigestOfNothing();
+    return absl::OkStatus();
   }
 
   // Sets `done` after a commit.
@@ -79,10 +79,7 @@ class WriteSession {
             "unknown write action ", static_cast<int>(request.action())));
     }
     response_.set_offset(offset_);
-    response_.set_digest(writer_->is_virtual() ? writer_->digest()
-                         : hash_known_         ? hasher_.Current().str()
-                                               : "");
-    return absl::OkStatus();
+    return SetDigest();
   }
 
   const WriteContentResponse& response() const { return response_; }
@@ -112,40 +109,25 @@ class WriteSession {
     if (request.offset() == 0 && offset_ > 0) {
       RETURN_IF_ERROR(writer_->Truncate(0));
       offset_ = 0;
-      hasher_ = Hasher();
-      hash_known_ = true;
+      SetDigestOfNothing();
     }
     if (request.data().empty()) return absl::OkStatus();
     RETURN_IF_ERROR(writer_->Append(offset_, request.data()));
     offset_ += static_cast<int64_t>(request.data().size());
-    if (hash_known_) {
-      hasher_.Update(request.data().data(), request.data().size());
-    }
     *response_.mutable_updated_at() = Now();
     return absl::OkStatus();
   }
 
-  // Hashes what a resumed ingest holds, for the digest so far: from where the
-  // content service has kept the hash.
-  absl::Status Rehash() {
-    hash_known_ =
-        !writer_->is_virtual() && (offset_ == 0 || writer_->fd() >= 0);
-    if (!hash_known_) return absl::OkStatus();
-    const std::optional<Hasher> kept =
-        Hasher::FromState(writer_->opened().hash_state);
-    if (kept.has_value() && kept->algorithm() == DigestAlgorithm::kSha256 &&
-        kept->size_bytes() <= offset_) {
-      hasher_ = *kept;
-    }
-    std::string buffer(std::min<int64_t>(offset_, kReadChunkBytes), '\0');
-    for (int64_t at = hasher_.size_bytes(); at < offset_;) {
-      const size_t wanted =
-          std::min<int64_t>(offset_ - at, static_cast<int64_t>(buffer.size()));
-      ASSIGN_OR_RETURN(const size_t n,
-                       os::PReadFull(writer_->fd(), buffer.data(), wanted, at));
-      if (n == 0) return absl::DataLossError("ingest is shorter than it was");
-      hasher_.Update(buffer.data(), n);
-      at += static_cast<int64_t>(n);
+  void SetDigestOfNothing() {
+    response_.set_digest(Digest::Of("").str());
+    digest_at_ = 0;
+  }
+
+  // The content service hashes what it is given; nobody does it twice.
+  absl::Status SetDigest() {
+    if (digest_at_ != offset_) {
+      ASSIGN_OR_RETURN(*response_.mutable_digest(), writer_->DigestSoFar());
+      digest_at_ = offset_;
     }
     return absl::OkStatus();
   }
@@ -154,10 +136,9 @@ class WriteSession {
   const rpc::CallContext call_;
   std::unique_ptr<ContentWriter> writer_;
   int64_t offset_ = 0;
+  int64_t digest_at_ = -1;  // The offset that the digest in response_ is for.
   int64_t total_ = 0;
   std::string expected_;
-  bool hash_known_ = false;
-  Hasher hasher_;
   WriteContentResponse response_;  // Fields stay from message to message.
 };
 

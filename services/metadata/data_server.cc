@@ -126,6 +126,11 @@ class Session {
     if (op == "status") {
       reply.body["offset"] = offset_;
       reply.body["total"] = writer_->opened().total_bytes;
+      const auto digest = request.find("digest");
+      if (digest != request.end() && digest->is_boolean() &&
+          digest->get<bool>()) {
+        ASSIGN_OR_RETURN(reply.body["digest"], writer_->DigestSoFar());
+      }
       return reply;
     }
     return absl::InvalidArgumentError(absl::StrCat("unknown op ", Quoted(op)));

@@ -91,6 +91,7 @@ class FakeContentBackend final : public ContentBackend {
       backend_.ingests[ref_] = offset_bytes;
       return absl::OkStatus();
     }
+    absl::StatusOr<std::string> DigestSoFar() override { return ""; }
     absl::StatusOr<dataplane::CommitResult> Commit(
         int64_t size_bytes, const std::string& expected) override {
       const int64_t size = backend_.ingests[ref_];

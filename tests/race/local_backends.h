@@ -123,6 +123,10 @@ class LocalContent final : public metadata::ContentBackend {
     absl::Status Truncate(int64_t offset_bytes) override {
       return writer_->Truncate(offset_bytes);
     }
+    absl::StatusOr<std::string> DigestSoFar() override {
+      ASSIGN_OR_RETURN(const Digest digest, writer_->DigestSoFar());
+      return digest.str();
+    }
     absl::StatusOr<dataplane::CommitResult> Commit(
         int64_t size_bytes, const std::string& expected) override {
       content::CommitOptions options;
