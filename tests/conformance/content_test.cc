@@ -94,6 +94,14 @@ void Writes(Transcript& t) {
   t.Say("back", Sequence(t, "l", {Message(v1::WRITE, "r", 2, "x")}));
   t.Say("negative", Sequence(t, "l", {Message(v1::WRITE, "r", -1, "x")}));
   t.Say("anew", Sequence(t, "l", {Message(v1::WRITE, "r", 0, data)}));
+  t.Say("anew-same-size",
+        Sequence(t, "l",
+                 {Message(v1::WRITE, "r9", 0, "123"),
+                  Message(v1::WRITE, "", 0, "abc"), Message(v1::WRITE, "", 0),
+                  Message(v1::STAT, ""), Message(v1::WRITE, "", 0, "end")}));
+  t.Say("anew-later",
+        Sequence(t, "l",
+                 {Message(v1::STAT, "r9"), Message(v1::WRITE, "", 3, "!")}));
   t.Say("commit-size",
         Sequence(t, "l", {Message(v1::COMMIT, "r", size, "", "", size + 1)}));
   t.Say("commit-digest",
