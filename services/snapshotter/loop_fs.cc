@@ -1,7 +1,10 @@
 #include "services/snapshotter/loop_fs.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -19,13 +22,19 @@ std::unique_ptr<LoopFs>& Btrfs() {
   return *fs;
 }
 
-// Unmounts when all tests are done.
-class Unmounter : public ::testing::Environment {
+// A table of mounts of the process's own: others mount and unmount as they
+// like, and what it leaves goes with it.
+class OwnMounts : public ::testing::Environment {
  public:
+  void SetUp() override {
+    if (::geteuid() != 0) return;
+    ASSERT_EQ(::unshare(CLONE_NEWNS), 0);
+    ASSERT_EQ(::mount("", "/", nullptr, MS_REC | MS_PRIVATE, nullptr), 0);
+  }
   void TearDown() override { Btrfs().reset(); }
 };
-[[maybe_unused]] const auto* const unmounter =
-    ::testing::AddGlobalTestEnvironment(new Unmounter);
+[[maybe_unused]] const auto* const own_mounts =
+    ::testing::AddGlobalTestEnvironment(new OwnMounts);
 
 }  // namespace
 

@@ -1,4 +1,5 @@
-// A file system in a file, mounted for the length of a test.
+// A file system in a file, mounted for the length of a test. Whoever links this
+// tests in a mount namespace of its own.
 #ifndef BULKHEAD_SERVICES_SNAPSHOTTER_LOOP_FS_H_
 #define BULKHEAD_SERVICES_SNAPSHOTTER_LOOP_FS_H_
 
