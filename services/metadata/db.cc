@@ -159,6 +159,9 @@ rocksdb::Options MakeOptions() {
   options.create_if_missing = true;
   // More than one waits to be written while a collection runs.
   options.max_write_buffer_number = 4;
+  // Whoever waits for the writer of its group sleeps: spinning takes the
+  // processor from that one.
+  options.enable_write_thread_adaptive_yield = false;
   options.max_open_files = kOpenFilesMax;
   options.max_total_wal_size = kWalBytesMax;
   options.max_background_jobs = 1;
