@@ -246,7 +246,7 @@ absl::StatusOr<DiskUsage> UsageSince(const std::string& path,
   if (::fstat(fd.get(), &st) != 0) return os::ErrnoStatus(errno, path);
   DiskUsage usage;
   std::set<InodeKey> seen;
-  Count(st, &seen, &usage);
+  if (base.empty()) Count(st, &seen, &usage);  // Else it is in the base.
   RETURN_IF_ERROR(Measure(fd.get(), base_fd.get(), 0, &seen, &usage));
   return usage;
 }

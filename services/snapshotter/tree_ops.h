@@ -16,7 +16,8 @@ namespace bulkhead::snapshotter {
 absl::StatusOr<DiskUsage> UsageOfTree(const std::string& path);
 
 // The same without what `base` (an earlier snapshot of `path` on a file system
-// that keeps inode numbers across snapshots) has unchanged at the same place.
+// that keeps inode numbers across snapshots) has unchanged at the same place,
+// and without `path` itself.
 absl::StatusOr<DiskUsage> UsageSince(const std::string& path,
                                      const std::string& base);
 

@@ -56,7 +56,14 @@ void WaitForSocket(const std::string& path) {
   }
 }
 
+Daemon::Setup& ThisSetup() {
+  static auto* const setup = new Daemon::Setup;
+  return *setup;
+}
+
 }  // namespace
+
+void Daemon::Prepare(const Setup& setup) { ThisSetup() = setup; }
 
 Daemon& Daemon::Ours() {
   static Daemon daemon("bulkhead", true);
@@ -69,27 +76,40 @@ Daemon& Daemon::Containerd() {
 }
 
 Daemon::Daemon(std::string name, bool ours) : name_(std::move(name)) {
-  const std::string root = dir_.Path("r");
+  const Setup& setup = ThisSetup();
+  const std::string root =
+      (setup.roots_below.empty() ? dir_.Path("r")
+                                 : setup.roots_below + "/" + name_);
   const std::string state = dir_.Path("s");
   const char* given =
       ::getenv(ours ? "CONFORMANCE_BULKHEAD" : "CONFORMANCE_CONTAINERD");
+  ::mkdir(root.c_str(), 0711);
+  std::string config;
+  if (setup.far && given == nullptr) {
+    const std::string far = root + "-far";
+    const std::string far_state = dir_.Path("f");
+    const std::string socket = far_state + "/snapshotter/snapshotter.sock";
+    const std::string far_config = dir_.Path("far.toml");
+    std::ofstream(far_config) << "[snapshotter]\nsnapshotters = [\"native\"]\n";
+    ::mkdir(far.c_str(), 0711);
+    ::mkdir(far_state.c_str(), 0711);
+    StartService("snapshotter", far, far_state, far_config);
+    WaitForSocket(socket);
+    config = "[proxy_plugins.far]\ntype = \"snapshot\"\naddress = \"" + socket +
+             "\"\n";
+  }
   if (given != nullptr) {
     address_ = given;
   } else if (ours) {
     address_ = state + "/bulkhead.sock";
-    ::mkdir(root.c_str(), 0711);
     ::mkdir(state.c_str(), 0711);
+    if (setup.far) {
+      config += "[snapshotter]\nsnapshotters = [\"overlayfs\", \"btrfs\"]\n";
+    }
+    std::ofstream(dir_.Path("config.toml")) << config;
     for (const char* service :
          {"content", "snapshotter", "metadata", "gateway"}) {
-      ::mkdir((state + "/" + service).c_str(), 0710);
-      std::vector<std::string> argv = {std::string("services/") + service +
-                                       "/bulkhead-" + service};
-      for (const char* arg :
-           {"--root", root.c_str(), "--state", state.c_str(), "--config",
-            "/dev/null", "--log-level", "error"}) {
-        argv.push_back(arg);
-      }
-      Start(argv);
+      StartService(service, root, state, dir_.Path("config.toml"));
       WaitForSocket(std::string(service) == "gateway"
                         ? address_
                         : state + "/" + service + "/" + service + ".sock");
@@ -100,7 +120,8 @@ Daemon::Daemon(std::string name, bool ours) : name_(std::move(name)) {
         << "version = 2\nroot = \"" << root << "\"\nstate = \"" << state
         << "\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n"
         << "[grpc]\naddress = \"" << address_ << "\"\n[ttrpc]\naddress = \""
-        << address_ << ".ttrpc\"\n";
+        << address_ << ".ttrpc\"\n"
+        << config;
     Start({kContainerd, "--config", dir_.Path("config.toml"), "--log-level",
            "fatal"});
   }
@@ -109,10 +130,20 @@ Daemon::Daemon(std::string name, bool ours) : name_(std::move(name)) {
   WaitUntilUp();
 }
 
-Daemon::~Daemon() {
+Daemon::~Daemon() { Stop(); }
+
+void Daemon::Stop() {
   channel_ = nullptr;
   for (const pid_t pid : pids_) ::kill(pid, SIGTERM);
   for (const pid_t pid : pids_) ::waitpid(pid, nullptr, 0);
+  pids_.clear();
+}
+
+void Daemon::StartService(const std::string& service, const std::string& root,
+                          const std::string& state, const std::string& config) {
+  ::mkdir((state + "/" + service).c_str(), 0710);
+  Start({"services/" + service + "/bulkhead-" + service, "--root", root,
+         "--state", state, "--config", config, "--log-level", "error"});
 }
 
 void Daemon::Start(const std::vector<std::string>& argv) {
@@ -168,7 +199,13 @@ std::string Transcript::Normal(std::string text) const {
       {std::regex("seconds: -?[0-9]+( nanos: [0-9]+)?"), "TIME"},
       {std::regex("NS/[0-9]+/"), "NS/SEQ/"},
       {std::regex("locked for [^ ]+ \\(since [^)]*\\)"), "locked for D (T)"},
-      {std::regex("/tmp/bh-[^ \",:]*/native/snapshots/[0-9]+(/fs)?"), "DIR/N"},
+      // Each keeps trees where it likes.
+      {std::regex("/tmp/bh-[^ \",:]*/(native|btrfs)/snapshots/[0-9]+(/fs)?"),
+       "DIR/N"},
+      {std::regex(
+           "/tmp/bh-[^ \",:]*snapshotter.v1.btrfs/(active|view|snapshots)/"
+           "[0-9]+"),
+       "DIR/N"},
       {std::regex("/tmp/bh-[^ \",:]*/snapshots/[0-9]+"), "DIR/N"},
   };
   for (const auto& [rule, by] : kRules) {

@@ -42,9 +42,21 @@ const std::vector<Difference>& Differences();
 // set to the path of a socket, that one is used and nothing is started.
 class Daemon {
  public:
+  struct Setup {
+    // Roots are folders of this one; empty: of temporary ones.
+    std::string roots_below;
+    // A snapshotter of ours, "native" on the same file system, is the proxy
+    // plugin "far" of each, and btrfs one of ours.
+    bool far = false;
+  };
+  // For daemons that are first used after this.
+  static void Prepare(const Setup& setup);
+
   static Daemon& Ours();        // gateway, metadata, content, snapshotter
   static Daemon& Containerd();  // Debian's
   ~Daemon();
+  // Ends it for good; returns when it is gone.
+  void Stop();
 
   const std::string& name() const { return name_; }
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
@@ -54,6 +66,9 @@ class Daemon {
  private:
   Daemon(std::string name, bool ours);
   void Start(const std::vector<std::string>& argv);
+  // Starts a service of ours.
+  void StartService(const std::string& service, const std::string& root,
+                    const std::string& state, const std::string& config);
   void WaitUntilUp();
 
   const std::string name_;

@@ -13,7 +13,7 @@ const std::vector<Rule>& Rules() {
        "Labels: label key and value",
        "the text of 2.x, which gives the length"},
       {"failed to (create snapshot|get active mount|get snapshot mount|commit "
-       "snapshot): ",
+       "snapshot|commit|get active snapshot): ",
        "", "our backend is another process: no layers of wrapping"},
       {"NS/SEQ/", "",
        "1.6 shows the backend's key where we show the client's, and we the "
@@ -27,6 +27,14 @@ const std::vector<Rule>& Rules() {
       {"^([29]) (failed publishing event|subscription error: failed parsing "
        "subscription filters): ",
        "$1 ", "as above"},
+      {"type: \"btrfs\" source: \"/dev/[^\"]*\" options: \"subvolid=[0-9]+\" "
+       "options: \"ro\"",
+       "type: \"bind\" source: \"DIR/N\" options: \"rbind\" options: \"ro\"",
+       "containerd mounts a subvolume by its number from the device, we the "
+       "folder that it is: whoever mounts need not see the device"},
+      {"type: \"btrfs\" source: \"/dev/[^\"]*\" options: \"subvolid=[0-9]+\"",
+       "type: \"bind\" source: \"DIR/N\" options: \"rbind\" options: \"rw\"",
+       "as above"},
       {"failed validation on component", "component",
        "our text; the code is the same"},
   };
@@ -84,6 +92,14 @@ const std::vector<Difference>& Differences() {
       {"native/no-key", "3 snapshot key missing", "2 bucket name required",
        "as snapshots/no-key"},
       {"native/commit-no-name", "3 snapshot name missing",
+       "2 bucket name required", "as snapshots/no-key"},
+      {"btrfs/no-key", "3 snapshot key missing", "2 bucket name required",
+       "as snapshots/no-key"},
+      {"btrfs/commit-no-name", "3 snapshot name missing",
+       "2 bucket name required", "as snapshots/no-key"},
+      {"proxy/no-key", "3 snapshot key missing", "2 bucket name required",
+       "as snapshots/no-key"},
+      {"proxy/commit-no-name", "3 snapshot name missing",
        "2 bucket name required", "as snapshots/no-key"},
   };
   return kRows;
