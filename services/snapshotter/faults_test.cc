@@ -332,6 +332,14 @@ class Faults : public ::testing::TestWithParam<Driver> {
                                    "2>/dev/null")),
               "");
   }
+  // In a child.
+  static std::vector<os::MountSpec> MountsOfNewK(Snapshotter& snapshotter) {
+    EXPECT_TRUE(snapshotter.Prepare("k", "", {}).ok());
+    const auto mounts = snapshotter.Mounts("k");
+    EXPECT_TRUE(mounts.ok()) << mounts.status();
+    if (!mounts.ok()) Finish(kComplained);
+    return *mounts;
+  }
   // In a child: "k" is not committed without a sync.
   static void ExpectSyncAtCommit(Snapshotter& snapshotter) {
     FaultyCalls::Arm({.fail_at = 0, .error = EIO, .only = "syncfs"});
@@ -384,12 +392,9 @@ TEST_P(Faults, WhatWasNotSyncedIsSyncedByTheCommit) {
   const int status = InChild([&] {
     auto snapshotter = OpenForTest(GetParam(), root_);
     if (snapshotter == nullptr) Finish(kComplained);
-    EXPECT_TRUE(snapshotter->Prepare("k", "", {}).ok());
-    const auto mounts = snapshotter->Mounts("k");
-    EXPECT_TRUE(mounts.ok()) << mounts.status();
-    if (!mounts.ok()) Finish(kComplained);
+    const auto mounts = MountsOfNewK(*snapshotter);
     FaultyCalls::Arm({.fail_at = 0, .error = EIO, .only = "syncfs"});
-    EXPECT_FALSE(ApplyTar(*snapshotter, *mounts, BaseTar()).ok());
+    EXPECT_FALSE(ApplyTar(*snapshotter, mounts, BaseTar()).ok());
     FaultyCalls::Disarm();
     EXPECT_EQ(FaultyCalls::fired(), "syncfs");
     ExpectSyncAtCommit(*snapshotter);
@@ -404,13 +409,10 @@ TEST_P(Faults, WhatAFailedLayerWroteIsSyncedByTheCommit) {
   const int status = InChild([&] {
     auto snapshotter = OpenForTest(GetParam(), root_);
     if (snapshotter == nullptr) Finish(kComplained);
-    EXPECT_TRUE(snapshotter->Prepare("k", "", {}).ok());
-    const auto mounts = snapshotter->Mounts("k");
-    EXPECT_TRUE(mounts.ok()) << mounts.status();
-    if (!mounts.ok()) Finish(kComplained);
-    EXPECT_TRUE(ApplyTar(*snapshotter, *mounts, BaseTar()).ok());
+    const auto mounts = MountsOfNewK(*snapshotter);
+    EXPECT_TRUE(ApplyTar(*snapshotter, mounts, BaseTar()).ok());
     const std::string half = TopTar().substr(0, TopTar().size() / 2);
-    EXPECT_FALSE(ApplyTar(*snapshotter, *mounts, half + "rubbish").ok());
+    EXPECT_FALSE(ApplyTar(*snapshotter, mounts, half + "rubbish").ok());
     ExpectSyncAtCommit(*snapshotter);
     Finish(kFinished);
   });
