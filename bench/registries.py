@@ -53,11 +53,7 @@ def _big_layer(layout, tag, size):
 
 
 def _bytes_of(layout, tag):
-    for entry in layout.manifests:
-        if entry["annotations"]["org.opencontainers.image.ref.name"] == tag:
-            with open(os.path.join(layout.path, "blobs", "sha256", entry["digest"][7:])) as f:
-                return sum(layer["size"] for layer in json.load(f)["layers"])
-    raise KeyError(tag)
+    return sum(layer["size"] for layer in layout.layers(tag))
 
 
 def _skopeo(source):
@@ -66,6 +62,44 @@ def _skopeo(source):
     try:
         return measure.Timed(["skopeo", "copy", "-q", "--src-tls-verify=false",
                               "docker://" + source, "dir:" + os.path.join(folder, "d")], [])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _bare_tools(layout, tag):
+    """What the unpacking and keeping of an image takes without any of us: its
+    blobs copied and hashed, beside two layers at a time through gzip or zstd and
+    tar, everything synced. Its seconds; nothing is downloaded."""
+    folder = proc.temp_dir()
+    blobs = [os.path.join(layout.path, "blobs", "sha256", layer["digest"][7:])
+             for layer in sorted(layout.layers(tag), key=lambda layer: -layer["size"])]
+
+    def keep():
+        for blob in blobs:
+            copy = shutil.copy(blob, folder)
+            subprocess.run(["sha256sum", copy], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["sync", "-f", folder], check=True)
+
+    def unpack(number, blob):
+        tree = os.path.join(folder, str(number))
+        os.mkdir(tree)
+        with open(blob, "rb") as data, \
+                subprocess.Popen([tag, "-dc"], stdin=data, stdout=subprocess.PIPE) as inflate:
+            subprocess.run(["tar", "-xf", "-", "-C", tree], stdin=inflate.stdout, check=True)
+        if inflate.returncode != 0:
+            raise SystemExit("bench: %s failed" % tag)
+        subprocess.run(["sync", "-f", tree], check=True)
+
+    try:
+        subprocess.run(["cat"] + blobs, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["sync", "-f", folder], check=True)
+        began = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(1) as keeper, \
+                concurrent.futures.ThreadPoolExecutor(2) as pool:
+            kept = keeper.submit(keep)
+            list(pool.map(unpack, range(len(blobs)), blobs))
+            kept.result()
+        return time.monotonic() - began
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -143,6 +177,11 @@ def _unshaped(report, sides, rounds, cases, layout):
                      lambda side, image=image: measure.Timed(side.pull(image), side.pids(),
                                                              side.env),
                      lambda image=image: _skopeo(image))
+            if tag != "one":
+                bare = [_bare_tools(layout, tag) for _ in range(rounds)]
+                print("    bare tools (%s and tar, two at a time, and the blobs kept): %s, "
+                      "median %.2f s" % (tag, " ".join("%.2f" % t for t in bare),
+                                         measure.median(bare)), flush=True)
         if "fetch" in cases:
             image = reg.host + "/gzip:1"
             _compare(report, "fetch without unpacking, six layers, gzip", rounds, sides,

@@ -36,6 +36,14 @@ class Layout:
         return any(entry["annotations"]["org.opencontainers.image.ref.name"] == tag
                    for entry in self.manifests)
 
+    def layers(self, tag):
+        """The layers' descriptors, lowest first."""
+        for entry in self.manifests:
+            if entry["annotations"]["org.opencontainers.image.ref.name"] == tag:
+                with open(os.path.join(self.path, "blobs", "sha256", entry["digest"][7:])) as f:
+                    return json.load(f)["layers"]
+        raise KeyError(tag)
+
     def blob(self, data, media_type):
         digest = _digest(data)
         with open(os.path.join(self.path, "blobs", "sha256", digest[7:]), "wb") as f:
