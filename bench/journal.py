@@ -23,8 +23,8 @@ def run(gib):
                        check=True)
         device = subprocess.run(["losetup", "--direct-io=on", "-f", "--show", image], check=True,
                                 capture_output=True, text=True).stdout.strip()
-        # Nobody can lose it from here on: the file goes with the device, the device
-        # with its last mount, however this ends.
+        # The file goes with the device, and the device, once it is mounted, with its
+        # last mount, however the bench ends.
         os.unlink(image)
         return subprocess.run(
             ["unshare", "-m", "--propagation", "private", "sh", "-c",

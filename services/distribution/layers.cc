@@ -348,10 +348,11 @@ absl::Status FetchOnce(const FetchContext& outer,
   for (const auto& fetch : fetches) {
     if (fetch->wanted()) wanted.push_back(fetch.get());
   }
+  const bool rebase = plan != nullptr && plan->rebase;
   // The order in which layers are unpacked, and fetched.
   std::vector<size_t> order(blobs.size());
   std::iota(order.begin(), order.end(), 0);
-  if (plan != nullptr && plan->rebase) {
+  if (rebase) {
     // None of them waits for another one: a large one that comes last would be
     // unpacked alone at the end.
     const auto size_of = [](const BlobFetch* fetch) {
@@ -386,13 +387,12 @@ absl::Status FetchOnce(const FetchContext& outer,
     });
   }
   std::atomic<size_t> next_unpack{0};
-  std::counting_semaphore<> unpacks_free{0};
+  const int unpacks_max = rebase ? std::max(1, plan->unpacks_max) : 1;
+  std::counting_semaphore<> unpacks_free{unpacks_max};
   if (plan != nullptr) {
     // While a layer is only synced, another one keeps the processors busy.
-    const int at_once = plan->rebase ? std::max(1, plan->unpacks_max) : 1;
     const size_t unpackers =
-        std::min<size_t>(plan->rebase ? at_once * 2 : 1, blobs.size());
-    unpacks_free.release(at_once);
+        std::min<size_t>(rebase ? unpacks_max * 2 : 1, blobs.size());
     for (size_t t = 0; t < unpackers; ++t) {
       threads.emplace_back([&] {
         for (bool more = true; more;) {

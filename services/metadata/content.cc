@@ -427,8 +427,8 @@ std::string Content::FaultOf(const std::string& digest, int64_t size_bytes,
   }
   Hasher hasher(wanted->algorithm());
   const absl::Status status = (*blob)->Read(
-      0, *size, kCheckPieceBytes, [&hasher](const char* data, size_t n) {
-        hasher.Update(data, n);
+      0, *size, kCheckPieceBytes, [&hasher](const std::string& piece) {
+        hasher.Update(piece.data(), piece.size());
         return true;
       });
   if (!status.ok()) {

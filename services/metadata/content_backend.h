@@ -32,10 +32,11 @@ class BackendBlob {
   // Read-only, or -1 where the backend hands out no descriptors.
   virtual int fd() const = 0;
   // Calls `sink` with consecutive pieces of at most `piece_bytes_max` until
-  // `size_bytes` are read or it returns false.
+  // `size_bytes` are read or it returns false. It may take a piece and leave
+  // another string, for the next to be read into.
   virtual absl::Status Read(
       int64_t offset_bytes, int64_t size_bytes, size_t piece_bytes_max,
-      const std::function<bool(const char*, size_t)>& sink) = 0;
+      const std::function<bool(std::string& piece)>& sink) = 0;
 };
 
 // One open ingest, locked as long as this lives. Not thread-safe, but Advance()

@@ -1,7 +1,6 @@
 #include "services/metadata/content_service.h"
 
 #include "lib/digest/digest.h"
-#include "lib/os/fd.h"
 #include "lib/rpc/context.h"
 #include "services/metadata/reply.h"
 
@@ -208,31 +207,13 @@ grpc::Status ContentService::Read(
   // Offsets of the pieces count from the request's.
   int64_t sent = 0;
   content_v1::ReadContentResponse piece;
-  if (blob->fd() >= 0) {
-    while (sent < size) {
-      // Read to where it is sent from.
-      std::string& data = *piece.mutable_data();
-      data.resize(std::min<int64_t>(size - sent, kReadChunkBytes));
-      ASSIGN_OR_REPLY(
-          const size_t n,
-          os::PReadFull(blob->fd(), data.data(), data.size(), offset + sent));
-      if (n == 0) {
-        return ToGrpc(absl::DataLossError("blob is shorter than it was"));
-      }
-      data.resize(n);
-      piece.set_offset(sent);
-      if (!writer->Write(piece)) break;
-      sent += static_cast<int64_t>(n);
-    }
-    return grpc::Status::OK;
-  }
-  return ToGrpc(blob->Read(offset, size, kReadChunkBytes,
-                           [&](const char* data, size_t size_bytes) {
-                             piece.set_offset(sent);
-                             piece.set_data(data, size_bytes);
-                             sent += static_cast<int64_t>(size_bytes);
-                             return writer->Write(piece);
-                           }));
+  return ToGrpc(
+      blob->Read(offset, size, kReadChunkBytes, [&](std::string& data) {
+        piece.set_offset(sent);
+        piece.mutable_data()->swap(data);
+        sent += static_cast<int64_t>(piece.data().size());
+        return writer->Write(piece);
+      }));
 }
 
 grpc::Status ContentService::Status(ServerContext* context,

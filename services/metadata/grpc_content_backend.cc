@@ -34,15 +34,16 @@ class DataBlob final : public BackendBlob {
   int fd() const override { return blob_.fd.get(); }
   absl::Status Read(
       int64_t offset_bytes, int64_t size_bytes, size_t piece_bytes_max,
-      const std::function<bool(const char*, size_t)>& sink) override {
-    std::string buffer;
+      const std::function<bool(std::string& piece)>& sink) override {
+    std::string piece;
     while (size_bytes > 0) {
-      buffer.resize(std::min<int64_t>(size_bytes, piece_bytes_max));
+      piece.resize(std::min<int64_t>(size_bytes, piece_bytes_max));
       ASSIGN_OR_RETURN(const size_t n,
-                       os::PReadFull(blob_.fd.get(), buffer.data(),
-                                     buffer.size(), offset_bytes));
+                       os::PReadFull(blob_.fd.get(), piece.data(), piece.size(),
+                                     offset_bytes));
       if (n == 0) return absl::DataLossError("blob is shorter than it was");
-      if (!sink(buffer.data(), n)) return absl::OkStatus();
+      piece.resize(n);
+      if (!sink(piece)) return absl::OkStatus();
       offset_bytes += static_cast<int64_t>(n);
       size_bytes -= static_cast<int64_t>(n);
     }
@@ -104,7 +105,7 @@ class StreamBlob final : public BackendBlob {
   int fd() const override { return -1; }
   absl::Status Read(
       int64_t offset_bytes, int64_t size_bytes, size_t piece_bytes_max,
-      const std::function<bool(const char*, size_t)>& sink) override {
+      const std::function<bool(std::string& piece)>& sink) override {
     if (size_bytes <= 0) return absl::OkStatus();
     v1::ReadContentRequest request;
     request.set_digest(digest_);
@@ -113,11 +114,12 @@ class StreamBlob final : public BackendBlob {
     const auto context = rpc::MakeClientContext({});
     const auto reader = stub_->Read(context.get(), request);
     v1::ReadContentResponse response;
+    std::string piece;
     while (reader->Read(&response)) {
       const std::string& data = response.data();
       for (size_t at = 0; at < data.size(); at += piece_bytes_max) {
-        const size_t n = std::min(piece_bytes_max, data.size() - at);
-        if (!sink(data.data() + at, n)) {
+        piece.assign(data, at, piece_bytes_max);
+        if (!sink(piece)) {
           context->TryCancel();
           (void)reader->Finish();  // Cancelled by us.
           return absl::OkStatus();

@@ -73,7 +73,8 @@ class Driver {
   }
   // Does it again and makes it durable, before anything else is done with any
   // snapshot. Each of `chains` is one that IsUnsettled() and its parents; what
-  // is a parent of others comes before them.
+  // is a parent of others comes before them. One that fails stops only those
+  // above it; the first error is returned.
   virtual absl::Status Settle(const std::vector<Places>& chains) {
     (void)chains;
     return absl::OkStatus();

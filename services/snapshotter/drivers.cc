@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -157,16 +158,28 @@ class OverlayDriver : public Driver {
     return HasImplicitDirs(place.dir);
   }
   absl::Status Settle(const std::vector<Places>& chains) override {
+    absl::Status first_error;
+    std::set<uint64_t> failed;
+    std::vector<std::string> settled;
     for (const Places& chain : chains) {
       const Places below(chain.begin() + 1, chain.end());
-      RETURN_IF_ERROR(Annotate(
-          FillImplicitDirs(chain[0].dir, Trees(below)).status(), chain[0].dir));
+      // What a parent lacks is not to be taken for what it has.
+      absl::Status status =
+          std::any_of(
+              below.begin(), below.end(),
+              [&](const Place& place) { return failed.contains(place.id); })
+              ? absl::FailedPreconditionError("a parent is not settled")
+              : FillImplicitDirs(chain[0].dir, Trees(below)).status();
+      if (status.ok()) {
+        settled.push_back(ImplicitOf(chain[0].dir));
+        continue;
+      }
+      failed.insert(chain[0].id);
+      first_error.Update(Annotate(status, chain[0].dir));
     }
     RETURN_IF_ERROR(SyncFileSystem(chains[0][0].dir));
-    for (const Places& chain : chains) {
-      ::unlink(ImplicitOf(chain[0].dir).c_str());
-    }
-    return absl::OkStatus();
+    for (const std::string& file : settled) ::unlink(file.c_str());
+    return first_error;
   }
   absl::StatusOr<DiskUsage> Usage(const Place& place, const Places&) override {
     return UsageOfTree(place.tree());

@@ -507,7 +507,7 @@ class TreeSnapshotter : public Snapshotter {
     return absl::OkStatus();
   }
 
-  // What the driver's Seal() left for now.
+  // Has the driver do again what its Seal() did not sync.
   void Settle() {
     std::vector<Places> chains;
     for (const auto& [key, record] : records_) {

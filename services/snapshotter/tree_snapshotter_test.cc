@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <map>
 #include <set>
 #include <thread>
 
@@ -254,6 +255,31 @@ TEST(TreeSnapshotter, WhatAPowerCutTakesOfImplicitDirectoriesComesBack) {
                                    tree, "/v) = ", value)));
     EXPECT_NE(::access((tree + "/../implicit").c_str(), F_OK), 0);
   }
+}
+
+TEST(TreeSnapshotter, ASnapshotThatCannotBeSettledStopsOnlyThoseAboveIt) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  TempDir dir;
+  auto snapshotter = Open(Driver::kOverlay, dir.path());
+  ASSERT_TRUE(snapshotter->Prepare("p", "", {}).ok());
+  ASSERT_TRUE(snapshotter->Commit("l0", "p", {}, "").ok());
+  std::map<std::string, std::string> lists;
+  for (const auto& [name, parent] : std::map<std::string, std::string>{
+           {"l1", "l0"}, {"l2", "l1"}, {"other", "l0"}}) {
+    const std::string tree =
+        (*snapshotter->Prepare("k" + name, "", {}))[0].source;
+    ASSERT_TRUE(snapshotter->NoteUnpacked(tree, {"v"}, std::nullopt).ok());
+    ASSERT_TRUE(snapshotter->Commit(name, "k" + name, {}, parent).ok());
+    lists[name] = tree + "/../implicit";
+  }
+  snapshotter.reset();
+  ASSERT_EQ(::unlink(lists["l1"].c_str()), 0);
+  ASSERT_EQ(::mkdir(lists["l1"].c_str(), 0700), 0);  // Cannot be read.
+  snapshotter = Open(Driver::kOverlay, dir.path());
+  ASSERT_NE(snapshotter, nullptr);
+  EXPECT_EQ(::access(lists["l1"].c_str(), F_OK), 0);
+  EXPECT_EQ(::access(lists["l2"].c_str(), F_OK), 0);
+  EXPECT_NE(::access(lists["other"].c_str(), F_OK), 0);
 }
 
 TEST(TreeSnapshotter, BtrfsTellsWhatIsNotBtrfs) {

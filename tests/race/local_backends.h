@@ -83,7 +83,7 @@ class LocalContent final : public metadata::ContentBackend {
     int fd() const override { return -1; }
     absl::Status Read(
         int64_t offset_bytes, int64_t size_bytes, size_t piece_bytes_max,
-        const std::function<bool(const char*, size_t)>& sink) override {
+        const std::function<bool(std::string& piece)>& sink) override {
       std::string piece;
       while (size_bytes > 0) {
         RETURN_IF_ERROR(blob_->ReadAt(
@@ -91,9 +91,10 @@ class LocalContent final : public metadata::ContentBackend {
             std::min(size_bytes, static_cast<int64_t>(piece_bytes_max)),
             &piece));
         if (piece.empty()) return absl::DataLossError("short");
-        if (!sink(piece.data(), piece.size())) return absl::OkStatus();
-        offset_bytes += static_cast<int64_t>(piece.size());
-        size_bytes -= static_cast<int64_t>(piece.size());
+        const auto n = static_cast<int64_t>(piece.size());
+        if (!sink(piece)) return absl::OkStatus();
+        offset_bytes += n;
+        size_bytes -= n;
       }
       return absl::OkStatus();
     }

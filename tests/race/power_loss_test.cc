@@ -261,8 +261,8 @@ Objects ReadAll(Suite& suite) {
     std::string data;
     EXPECT_TRUE((*blob)
                     ->Read(0, (*blob)->size_bytes(), 1 << 20,
-                           [&](const char* piece, size_t size) {
-                             data.append(piece, size);
+                           [&](const std::string& piece) {
+                             data.append(piece);
                              return true;
                            })
                     .ok());

@@ -176,8 +176,8 @@ class Race : public ::testing::Test {
       ASSIGN_OR_RETURN(const auto blob, content_->Open(ns, digest));
       std::string read;
       RETURN_IF_ERROR(blob->Read(0, blob->size_bytes(), 1 << 20,
-                                 [&](const char* piece, size_t size) {
-                                   read.append(piece, size);
+                                 [&](const std::string& piece) {
+                                   read.append(piece);
                                    return true;
                                  }));
       if (read != data) return absl::DataLossError(digest + " is damaged");
