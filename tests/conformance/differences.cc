@@ -101,6 +101,16 @@ const std::vector<Difference>& Differences() {
        "as snapshots/no-key"},
       {"proxy/commit-no-name", "3 snapshot name missing",
        "2 bucket name required", "as snapshots/no-key"},
+      {"lease-headers/held-other", "snapshots/native p1", "content",
+       "2.x and we add a snapshot that is there already to the lease that "
+       "asked for it, 1.6 blobs only"},
+      {"lease-headers/held-other-after-commit", "snapshots/native layer",
+       "snapshots/native v1", "as held-other"},
+      {"lease-headers/held-other-after-deletes", "snapshots/native layer",
+       "snapshots/native v1", "as held-other"},
+      {"expiring/no-lease", "5 lease does not exist", "0 ",
+       "1.6 cannot lease images, 2.x can"},
+      {"expiring/held", "images j", "", "as no-lease"},
   };
   return kRows;
 }
