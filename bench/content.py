@@ -2,7 +2,8 @@
 ours, also through the data socket.
 
 One client of our own (content_client.cc) makes the same calls to both. A write
-ends when the commit is answered, so the disk is part of it on both sides.
+ends when the commit is answered, so the disk is part of it on both sides. The
+floor is one process that writes, hashes and syncs the same.
 """
 
 import os
@@ -31,7 +32,7 @@ def call(client, socket, command, mib):
 def bench_content(report, client, sides, rounds, mib):
     ours, theirs = sides()
     write, read, cpu = ([], []), ([], []), ([], [])
-    data_write, data_read = [], []
+    data_write, data_read, floor = [], [], []
     with ours.daemon, theirs.daemon:
         data = os.path.join(ours.daemon.state, "metadata", "data.sock")
         for n in range(rounds + 1):
@@ -53,7 +54,11 @@ def bench_content(report, client, sides, rounds, mib):
                         data_write.append(wrote)
                         data_read.append(got)
                 time.sleep(0.5)
-    report.add("content write of %d MiB" % mib, "MiB/s", *write)
+            bare = call(client, os.path.join(ours.daemon.dir, "floor"), "floor", mib)
+            time.sleep(0.5)
+            if n > 0:
+                floor.append(bare)
+    report.add("content write of %d MiB" % mib, "MiB/s", *write, floor=floor)
     report.add("content write: CPU of daemons", "ms/MiB", *cpu)
     report.add("content read of %d MiB" % mib, "MiB/s", *read)
     report.add("the same by data socket, theirs by API: write", "MiB/s", data_write, write[1])

@@ -10,8 +10,12 @@
 //   content_client SOCKET NAMESPACE data-read MIB CHUNK_KIB
 //       the same through a data socket (metadata's): pwrite and pread on
 //       descriptors
+//   content_client FILE - floor MIB CHUNK_KIB
+//       the same bytes written, hashed and synced by this process alone; FILE
+//       is made and removed
 //   content_client SOCKET NAMESPACE remove MIB CHUNK_KIB
 //       forgets what `write` or `data-write` has left, and collects it
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -192,6 +196,25 @@ class Bench {
     Print(absl::Now() - start);
   }
 
+  void Floor() {
+    const std::string& path = socket_;
+    const absl::Time start = absl::Now();
+    const os::UniqueFd fd(
+        ::open(path.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600));
+    if (!fd.valid()) Die("cannot make " + path);
+    Hasher hasher;
+    for (int64_t at = 0; at < total_bytes_; at += bytes_.size_bytes()) {
+      const std::string& chunk = bytes_.At(at);
+      Check(os::PWriteFull(fd.get(), chunk.data(), chunk.size(), at));
+      hasher.Update(chunk);
+    }
+    if (::fsync(fd.get()) != 0) Die("cannot sync " + path);
+    const absl::Duration took = absl::Now() - start;
+    if (hasher.Finish().str() != digest_) Die("another digest");
+    ::unlink(path.c_str());
+    Print(took);
+  }
+
   void Remove() {
     content_v1::Content::Stub content(rpc::Connect(socket_));
     content_v1::DeleteContentRequest request;
@@ -246,6 +269,8 @@ int Main(int argc, char** argv) {
     bench.DataWrite();
   } else if (command == "data-read") {
     bench.DataRead();
+  } else if (command == "floor") {
+    bench.Floor();
   } else if (command == "remove") {
     bench.Remove();
   } else {

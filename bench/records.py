@@ -42,15 +42,19 @@ def bench_records(report, client, sides, rounds, seconds):
     with ours.daemon, theirs.daemon:
         both = (ours, theirs)
         creates = {1: ([], []), 16: ([], [])}
+        refused = {1: ([], []), 16: ([], [])}
         floors = {1: [], 16: []}
         for n in range(rounds):
             for clients, found in creates.items():
                 for i, side in enumerate(both):
                     found[i].extend(call(client, side, "creates%d" % n, "creates", clients, seconds))
+                    refused[clients][i].extend(
+                        call(client, side, "creates%d" % n, "refused", clients, seconds))
                 floors[clients].append(floor(client, ours.daemon.dir, clients, seconds))
         for clients, found in creates.items():
             report.add("durable container creates, clients: %d" % clients, "/s", *found,
                        floor=floors[clients])
+            report.add("creates that are refused, clients: %d" % clients, "/s", *refused[clients])
         for count in (5000, 10000):
             found = ([], [])
             for n in range(rounds):

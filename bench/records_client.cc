@@ -3,6 +3,9 @@
 //
 //   records_client SOCKET NAMESPACE creates CLIENTS SECONDS
 //       containers created a second
+//   records_client SOCKET NAMESPACE refused CLIENTS SECONDS
+//       the same with an id that cannot be one: what the way there and back
+//       allows, without the database
 //   records_client FOLDER - floor CLIENTS SECONDS
 //       records of that size that metadata's database alone, in this process,
 //       makes durable a second; FOLDER is made
@@ -78,6 +81,21 @@ class Bench {
       auto stub = std::make_shared<containers_v1::Containers::Stub>(
           rpc::Connect(socket_));
       return [this, stub](const std::string& id) { Create(*stub, id); };
+    });
+  }
+
+  void Refused(int clients, absl::Duration duration) const {
+    Rate(clients, duration, [this] {
+      auto stub = std::make_shared<containers_v1::Containers::Stub>(
+          rpc::Connect(socket_));
+      return [this, stub](const std::string& id) {
+        const grpc::Status status = TryCreate(*stub, id + " ");
+        if (status.error_code() != grpc::INVALID_ARGUMENT) {
+          std::fprintf(stderr, "not refused: %s\n",
+                       status.error_message().c_str());
+          std::exit(1);
+        }
+      };
     });
   }
 
@@ -256,6 +274,11 @@ class Bench {
 
   void Create(containers_v1::Containers::Stub& stub,
               const std::string& id) const {
+    Check(TryCreate(stub, id));
+  }
+
+  grpc::Status TryCreate(containers_v1::Containers::Stub& stub,
+                         const std::string& id) const {
     static const std::string* const spec = new std::string(kSpecBytes, 'x');
     containers_v1::CreateContainerRequest request;
     auto* container = request.mutable_container();
@@ -266,7 +289,7 @@ class Bench {
         "types.containerd.io/opencontainers/runtime-spec/1/Spec");
     container->mutable_spec()->set_value(*spec);
     containers_v1::CreateContainerResponse response;
-    Check(stub.Create(Call().get(), request, &response));
+    return stub.Create(Call().get(), request, &response);
   }
 
   template <typename Step>
@@ -293,6 +316,8 @@ int Main(int argc, char** argv) {
   const Bench bench(argc > 1 ? argv[1] : "", argc > 2 ? argv[2] : "");
   if (command == "creates" && argc == 6) {
     bench.Creates(number(4), absl::Seconds(number(5)));
+  } else if (command == "refused" && argc == 6) {
+    bench.Refused(number(4), absl::Seconds(number(5)));
   } else if (command == "floor" && argc == 6) {
     bench.Floor(number(4), absl::Seconds(number(5)));
   } else if (command == "list" && argc == 6) {
