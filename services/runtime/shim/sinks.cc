@@ -98,16 +98,32 @@ FifoSink::FifoSink(Loop* loop, std::string path, FifoMode mode)
   if (waiting_) Retry();
 }
 
-void FifoSink::TryOpen() {
+void FifoSink::Open() {
+  if (fd_.valid()) return;
   absl::StatusOr<os::UniqueFd> fd = os::Open(path_, O_WRONLY | O_NONBLOCK);
-  if (!fd.ok()) return;  // No reader yet, or no FIFO any more.
+  if (!fd.ok()) {
+    // Nobody reads yet, or it is no FIFO any more.
+    const auto reader = os::Open(path_, O_RDONLY | O_NONBLOCK);
+    if (reader.ok()) fd = os::Open(path_, O_WRONLY | O_NONBLOCK);
+  }
+  if (fd.ok()) fd_ = *std::move(fd);
+}
+
+bool FifoSink::IsRead() const {
+  if (!fd_.valid()) return false;
+  pollfd fd{fd_.get(), 0, 0};
+  return ::poll(&fd, 1, 0) == 0;  // POLLERR: no reader.
+}
+
+void FifoSink::TryOpen() {
+  Open();
+  if (!IsRead()) return;
   if (mode_ == FifoMode::kKeepReader) {
     absl::StatusOr<std::shared_ptr<FifoReader>> reader =
         FifoReader::Open(path_);
     if (!reader.ok()) return;
     reader_ = *std::move(reader);
   }
-  fd_ = std::move(*fd);
   waiting_ = false;
 }
 
@@ -130,12 +146,14 @@ void FifoSink::Retry() {
 bool FifoSink::blocked() const { return waiting_ || PipeSink::blocked(); }
 
 bool FifoSink::HasReader() {
-  if (!fd_.valid()) return false;
-  return reader_ == nullptr || reader_->HasOther();
+  return reader_ == nullptr ? IsRead() : reader_->HasOther();
 }
 
 void FifoSink::Write(std::string_view bytes) {
-  if (!fd_.valid()) TryOpen();  // A tee may have a reader again.
+  if (mode_ == FifoMode::kTee) {
+    Open();  // Writing to one whose reader left has closed it.
+    if (!IsRead()) return;
+  }
   PipeSink::Write(bytes);
 }
 

@@ -107,6 +107,11 @@ class FifoSink : public PipeSink {
   bool HasReader() override;
 
  private:
+  // Has the writing end open from the first moment, so that a client's blocking
+  // open() returns at once: one that is interrupted again and again (SIGSTOP)
+  // is a reader for moments only, between which Retry() would look.
+  void Open();
+  bool IsRead() const;  // By anybody, us included.
   void TryOpen();
   void Retry();
 

@@ -220,6 +220,91 @@ TEST_F(OutputTest, ReadersThatAreGoneDelayNothing) {
   EXPECT_LT(got_.size(), 11u);
 }
 
+TEST_F(OutputTest, AReaderIsNotKeptWaitingForItsOpening) {
+  // One whose open() is interrupted all the time would else never be seen.
+  struct sigaction action {};
+  action.sa_handler = [](int) {};
+  ASSERT_EQ(::sigaction(SIGALRM, &action, nullptr), 0);
+  (void)::alarm(2);
+  const int fd = ::open(fifo_.c_str(), O_RDONLY | O_CLOEXEC);
+  (void)::alarm(0);
+  ASSERT_GE(fd, 0) << "no writer";
+  const os::UniqueFd reader(fd);
+  (void)::fcntl(fd, F_SETFL, O_RDONLY | O_NONBLOCK);
+  const std::string bytes = Pattern(300000);
+  WriteAndEnd(bytes);
+  Every(kTickMs, [&] {
+    if (Take(reader, 5000)) return true;
+    loop_.Stop();
+    return false;
+  });
+  loop_.Run();
+  EXPECT_TRUE(got_ == bytes) << got_.size();
+}
+
+// Copies for a log that a client may listen to: FifoMode::kTee.
+class TeeTest : public StreamTest {
+ protected:
+  // Once the sink takes bytes.
+  void WhenReady(FifoSink* sink, std::function<void()> call) {
+    Every(kTickMs, [sink, call = std::move(call)] {
+      if (sink->blocked()) return true;
+      call();
+      return false;
+    });
+  }
+};
+
+TEST_F(TeeTest, ReadersComeAndGo) {
+  FifoSink sink(&loop_, fifo_, FifoMode::kTee);
+  EXPECT_TRUE(sink.blocked());
+  EXPECT_FALSE(sink.HasReader());
+  os::UniqueFd reader = OpenFifo(O_RDONLY);
+  EXPECT_TRUE(sink.HasReader());
+  WhenReady(&sink, [&] {
+    sink.Write("one");
+    (void)Take(reader, 100);
+    reader.Reset();
+    EXPECT_FALSE(sink.HasReader());
+    sink.Write("nobody hears this");
+    EXPECT_FALSE(sink.blocked());
+    reader = OpenFifo(O_RDONLY);
+    sink.Write("two");
+    (void)Take(reader, 100);
+    loop_.Stop();
+  });
+  loop_.Run();
+  EXPECT_EQ(got_, "onetwo");
+}
+
+TEST_F(TeeTest, AReaderThatGoesWhileItIsWaitedForLeavesTheNextALive) {
+  FifoSink sink(&loop_, fifo_, FifoMode::kTee);
+  os::UniqueFd reader = OpenFifo(O_RDONLY);
+  WhenReady(&sink, [&] {
+    sink.Write(Pattern(1 << 20));
+    EXPECT_TRUE(sink.blocked());
+    reader.Reset();
+    WhenReady(&sink, [&] {
+      reader = OpenFifo(O_RDONLY);
+      sink.Write("live");
+      (void)Take(reader, 100);
+      loop_.Stop();
+    });
+  });
+  loop_.Run();
+  EXPECT_EQ(got_, "live");
+}
+
+TEST_F(TeeTest, NobodyReadsAndTheContainerGoesOn) {
+  FifoSink sink(&loop_, fifo_, FifoMode::kTee);
+  WhenReady(&sink, [&] {
+    for (int i = 0; i < 100; ++i) sink.Write(Pattern(kCopySizeBytes));
+    EXPECT_FALSE(sink.blocked());
+    loop_.Stop();
+  });
+  loop_.Run();
+}
+
 TEST_F(OutputTest, NobodyEverReads) {
   WriteAndEnd(Pattern(1000));
   stop_when_drained_ = true;
