@@ -443,7 +443,8 @@ class FourWays(unittest.TestCase):
         result = way.ctr("tasks", "exec", "--exec-id", "forks", name, "sh", "-c",
                          "sleep 0.5 & sleep 0.5 & sleep 0.5 & sleep 0.5 & wait")
         self.assertNotEqual(0, result.code, repr(result))
-        self.assertRegex(result.err, "(?i)fork|temporarily unavailable")
+        # runc's own init may be what is refused a thread, and says nothing then.
+        self.assertRegex(result.err, "(?i)fork|temporarily unavailable|read init-p")
         self.assertEqual(137, way.remove(name))
 
     @each_way
