@@ -7,10 +7,17 @@
 #include <rocksdb/table.h>
 #include <rocksdb/utilities/checkpoint.h>
 #include <rocksdb/write_batch.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "lib/base/status_macros.h"
+#include "lib/os/fd.h"
 #include "lib/rocks/healing_db.h"
 #include "services/metadata/schema.h"
 
@@ -147,7 +154,24 @@ class RocksDb : public Db {
     RETURN_IF_ERROR(
         FromRocks(rocksdb::Checkpoint::Create(db.get(), &raw), "checkpoint"));
     const std::unique_ptr<rocksdb::Checkpoint> checkpoint(raw);
-    return FromRocks(checkpoint->CreateCheckpoint(path), "checkpoint");
+    // RocksDB makes folders that anybody may enter.
+    std::string around = path + ".XXXXXX";
+    if (::mkdtemp(around.data()) == nullptr) {
+      return os::ErrnoStatus(errno, absl::StrCat("mkdtemp ", around));
+    }
+    const std::string made = around + "/db";
+    absl::Status status =
+        FromRocks(checkpoint->CreateCheckpoint(made), "checkpoint");
+    if (status.ok() && ::chmod(made.c_str(), 0700) != 0) {
+      status = os::ErrnoStatus(errno, absl::StrCat("chmod ", made));
+    }
+    if (status.ok() && ::rename(made.c_str(), path.c_str()) != 0) {
+      status = os::ErrnoStatus(errno, absl::StrCat("rename ", made));
+    }
+    std::error_code ignored;  // What is left is empty, or in the way of none.
+    std::filesystem::remove_all(around, ignored);
+    RETURN_IF_ERROR(status);
+    return os::SyncDir(std::filesystem::path(path).parent_path().string());
   }
 
  private:

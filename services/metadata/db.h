@@ -98,8 +98,9 @@ class Db {
   // The last key with `prefix`; nullopt: there is none.
   virtual absl::StatusOr<std::optional<std::string>> LastKey(
       const std::string& prefix) const = 0;
-  // A copy of the database as it is now, in the new folder `path`, on stable
-  // storage; shares files with the database where the file system can.
+  // A copy of the database as it is now, in the new folder `path` (absolute,
+  // mode 0700), on stable storage; shares files with the database where the
+  // file system can. Until it is whole it is in a folder "<path>.XXXXXX".
   virtual absl::Status Checkpoint(const std::string& path) = 0;
 };
 

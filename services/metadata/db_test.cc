@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "absl/time/clock.h"
 #include "lib/testing/faulty_rocks.h"
@@ -82,6 +83,16 @@ TEST(Db, DamageIsNamedRepairedAndRestored) {
     batch.Put("k", "1");
     ASSERT_TRUE(db->Write(batch, true).ok());
     ASSERT_TRUE(db->Checkpoint(dir.Path("backup")).ok());
+    // Specs have secrets in them.
+    EXPECT_EQ(std::filesystem::status(dir.Path("backup")).permissions(),
+              std::filesystem::perms::owner_all);
+    EXPECT_FALSE(db->Checkpoint(dir.Path("backup")).ok());
+    EXPECT_FALSE(db->Checkpoint(dir.Path("no/backup")).ok());
+    std::set<std::string> names;
+    for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
+      names.insert(entry.path().filename());
+    }
+    EXPECT_EQ(names, (std::set<std::string>{"backup", "metadata"}));
     batch.Put("k", "2");
     ASSERT_TRUE(db->Write(batch, true).ok());
     EXPECT_FALSE(RepairDatabase(dir.Path("nowhere")).ok());
