@@ -38,10 +38,18 @@ int Pull(Session& session, PullOptions& options) {
   return kExitOk;
 }
 
-// "docker.io/library/debian:12" -> "debian", "12".
+// "docker.io/library/debian:12" -> "debian", "12". What is no full reference
+// (`ctr images import` makes "import-2026-01-01:tag") is cut at its last colon.
 std::pair<std::string, std::string> SplitName(const std::string& name) {
   const absl::StatusOr<oci::Reference> reference = oci::ParseFull(name);
-  if (!reference.ok()) return {name, "<none>"};
+  if (!reference.ok()) {
+    const size_t colon = name.rfind(':');
+    if (colon == std::string::npos || colon == 0 ||
+        name.find('/', colon) != std::string::npos) {
+      return {name, "<none>"};
+    }
+    return {name.substr(0, colon), name.substr(colon + 1)};
+  }
   oci::Reference without_tag = *reference;
   without_tag.tag.clear();
   without_tag.digest = Digest();

@@ -43,6 +43,23 @@ TEST(Reference, WhatPeopleType) {
   }
 }
 
+TEST(Reference, RepositoriesForPeople) {
+  for (const auto& [in, familiar] :
+       std::vector<std::pair<std::string, std::string>>{
+           {"debian:12", "debian"},
+           {std::string("x:t@") + kA, "x"},
+           {"a/b", "a/b"},
+           {"docker.io/library/a/b:c", "library/a/b"},
+           {"docker.io/a.b/c", "docker.io/a.b/c"},
+           {"localhost:5000/x:y", "localhost:5000/x"}}) {
+    absl::StatusOr<Reference> reference = ParseNormalized(in);
+    ASSERT_TRUE(reference.ok()) << in << ": " << reference.status();
+    reference->tag.clear();
+    reference->digest = Digest();
+    EXPECT_EQ(Familiar(*reference), familiar);
+  }
+}
+
 TEST(Reference, Refused) {
   const std::string bad[] = {"",
                              ":x",

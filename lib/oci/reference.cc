@@ -202,8 +202,12 @@ std::string Familiar(const Reference& reference) {
     full.erase(0, sizeof(kOfficialPrefix) - 1);
   }
   // "docker.io/a.b/c" without its host would name the host a.b.
+  // Both are parsed: without a tag, "latest" is added to either.
   const absl::StatusOr<Reference> again = ParseNormalized(full);
-  return again.ok() && again->str() == reference.str() ? full : reference.str();
+  const absl::StatusOr<Reference> meant = ParseNormalized(reference.str());
+  return again.ok() && meant.ok() && again->str() == meant->str()
+             ? full
+             : reference.str();
 }
 
 std::string FamiliarName(const std::string& image_name) {

@@ -218,6 +218,16 @@ class Containers(unittest.TestCase):
         self.assertIn("RUN is none of CMD", refused.err)
         s.cli("rm", "ch", check=True)
 
+    def test_images_have_short_names(self):
+        names = ("docker.io/library/short:1", "docker.io/some/body:2", "ghcr.io/a/b:3",
+                 "import-2026-11-26:busybox")
+        for name in names:
+            s.ctr("images", "tag", busybox, name, check=True)
+        listed = s.cli("images", "--format", "{{.Repository}} {{.Tag}}", check=True).out
+        for line in ("short 1", "some/body 2", "ghcr.io/a/b 3", "import-2026-11-26 busybox"):
+            self.assertIn(line, listed.splitlines())
+        s.ctr("images", "rm", *names, check=True)
+
     def test_diff_and_commit(self):
         s.cli("run", "--name", "changed", busybox, "sh", "-c",
               "echo new > /new; rm /bin/vi; chmod 700 /tmp", check=True)
