@@ -8,7 +8,9 @@
 #include "absl/strings/str_cat.h"
 #include "cli/client.h"
 #include "cli/commands.h"
+#include "cli/container.h"
 #include "cli/format.h"
+#include "cli/image.h"
 #include "proto/bulkhead/admin/v1/admin.pb.h"
 
 namespace bulkhead::cli {
@@ -60,12 +62,26 @@ int Collect(Session& session, bool dry_run) {
   return status.ok() ? kExitOk : Report(status);
 }
 
+// `name` as it is, else what people call an image or a container by.
 int Why(Session& session, const std::string& name) {
-  admin::WhyRequest request;
-  request.set_name(name);
+  Client& client = session.client();
   admin::WhyResponse response;
-  const absl::Status status =
-      session.client().Call(std::string(kAdmin) + "Why", request, &response);
+  const auto ask = [&](const std::string& full) {
+    admin::WhyRequest request;
+    request.set_name(full);
+    return client.Call(std::string(kAdmin) + "Why", request, &response);
+  };
+  absl::Status status = ask(name);
+  if (absl::IsNotFound(status)) {
+    const absl::StatusOr<ImageRecord> image = FindImage(client, name);
+    const absl::StatusOr<ContainerRecord> container =
+        FindContainer(client, name);
+    if (image.ok()) {
+      status = ask(image->name());
+    } else if (container.ok()) {
+      status = ask(container->id());
+    }
+  }
   if (!status.ok()) return Report(status);
   for (const admin::WhyResponse::Kept& kept : response.objects()) {
     if (kept.path_size() == 0) {

@@ -80,7 +80,7 @@ absl::StatusOr<std::string> StatsTable(
     const std::vector<ContainerRecord>& records,
     const std::map<std::string, Usage>& before,
     const std::map<std::string, Usage>& now,
-    const std::map<std::string, TaskRecord>& pids,
+    const std::map<std::string, TaskRecord>& tasks,
     const StatsOptions& options) {
   Listing listing({{"CONTAINER ID", "ID"},
                    {"NAME", "Name"},
@@ -96,7 +96,8 @@ absl::StatusOr<std::string> StatsTable(
     const std::string id =
         options.no_trunc ? record.id() : ShortId(record.id());
     const auto usage = now.find(record.id());
-    if (usage == now.end()) {
+    const auto task = tasks.find(record.id());
+    if (usage == now.end() || task == tasks.end() || !IsAlive(task->second)) {
       if (options.all || !options.names.empty()) {
         listing.Add(
             {id, NameOf(record), "--", "-- / --", "--", "--", "--", "--"});
@@ -116,7 +117,7 @@ absl::StatusOr<std::string> StatsTable(
                       " / ", HumanBytes1024(static_cast<double>(limit))),
          absl::StrFormat("%.2f%%", 100.0 * static_cast<double>(u.memory_bytes) /
                                        static_cast<double>(limit)),
-         NetworkText(record.id(), pids),
+         NetworkText(record.id(), tasks),
          absl::StrCat(HumanBytes(static_cast<double>(u.read_bytes)), " / ",
                       HumanBytes(static_cast<double>(u.written_bytes))),
          absl::StrCat(u.pids)});

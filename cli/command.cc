@@ -332,6 +332,15 @@ int RunCommandLine(int argc, char** argv,
     }
     const auto meta = Metas().find(at);
     const bool runs = meta != Metas().end() && meta->second.rest != nullptr;
+    if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr &&
+        at->get_require_subcommand_min() > 0) {
+      for (const std::string& word : at->remaining()) {
+        if (word.empty() || word[0] == '-') continue;
+        return Fail("'" + word + "' is not a command of " + PathOf(at) +
+                        "\nSee `" + PathOf(at) + " --help`",
+                    kExitUsage);
+      }
+    }
     return Fail(std::string(error.what()) + "\nSee `" + PathOf(at) + " --help`",
                 runs ? kExitRunFailed : kExitUsage);
   }

@@ -37,6 +37,10 @@ class Admin(unittest.TestCase):
         self.assertIn("(target)", out)
         self.assertIn("gc.ref.content", out)
         self.assertIn("Removed: 0 snapshots", s.cli("gc", check=True).out)
+        self.assertIn("kept by image", s.cli("why", busybox, check=True).out)
+        s.ctr("images", "tag", busybox, "docker.io/library/short:1", check=True)
+        self.assertIn("docker.io/library/short:1", s.cli("why", "short:1", check=True).out)
+        s.ctr("images", "rm", "docker.io/library/short:1", check=True)
         self.assertNotEqual(0, s.cli("why", "nothing").code)
 
     def test_damaged_blobs_are_found_and_fetched_again(self):

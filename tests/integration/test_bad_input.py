@@ -52,6 +52,10 @@ class BadInput(unittest.TestCase):
         port = registry.free_port()
         self.fails("pull", "127.0.0.1:%d/a:1" % port, saying=["127.0.0.1:%d" % port])
 
+    def test_unknown_command(self):
+        self.fails("nosuch", saying=["'nosuch' is not a command of bulkhead"], code=2)
+        self.fails("snapshot", "nosuch", saying=["nosuch", "bulkhead snapshot --help"], code=2)
+
     def test_invalid_names(self):
         self.fails("pull", "UPPER/Case:1", saying=["upper/case"])
         self.fails("pull", reg.host + "/x:bad tag", saying=["bad tag"])

@@ -495,6 +495,12 @@ class Usage(unittest.TestCase):
         self.assertEqual("busy", figures["Name"])
         self.assertIn("NetIO", figures)
         self.assertNotEqual(0, s.cli("stats", "--no-stream", "no-such").code)
+        s.cli("run", "-d", "--name", "ended", busybox, "true", check=True)
+        self.addCleanup(remove, "ended")
+        s.cli("wait", "ended", check=True)
+        names = ["stats", "--no-stream", "--format", "{{.Name}}"]
+        self.assertNotIn("ended", s.cli(*names, check=True).out)
+        self.assertIn("ended", s.cli(*names, "-a", check=True).out)
 
     def test_stats_live(self):
         t = Terminal("stats", "busy")
