@@ -18,7 +18,8 @@ ADDR_NO_RANDOMIZE = 0x0040000  # tsan's shadow does not fit elsewhere.
 OPTIONS = {
     # Small quarantine: what is freed is to show as free.
     "asan": "quarantine_size_mb=4:detect_leaks=1:exitcode=66",
-    "tsan": "ignore_noninstrumented_modules=1:second_deadlock_stack=1:exitcode=66",
+    "tsan": "ignore_noninstrumented_modules=1:second_deadlock_stack=1:exitcode=66:suppressions=%s" %
+            os.path.join(proc.TOP, "bazel", "sanitizer", "tsan.supp"),
 }
 # A sanitizer keeps books for each allocation, stack and address.
 SANITIZED_GROWTH_KIB_MAX = 64 << 10
@@ -62,7 +63,10 @@ def programs(sanitizer, built):
             with open(os.path.join(reports, name), errors="replace") as f:
                 texts.append(f.read())
         if texts:
-            raise SystemExit("%d reports, the first:\n%s" % (len(texts), texts[0][:20000]))
+            heads = [line for text in texts for line in text.splitlines()
+                     if line.startswith("SUMMARY")]
+            raise SystemExit("%s\n%d reports:\n%s" % (texts[0][:20000], len(heads),
+                                                     "\n".join(heads)))
         print("%s has nothing to report" % sanitizer)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

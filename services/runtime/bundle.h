@@ -20,7 +20,7 @@ inline constexpr char kSandboxFile[] = "sandbox";
 inline constexpr char kLogFifo[] = "log";
 // There once the shim has deleted the container.
 inline constexpr char kDeletedFile[] = "bulkhead-deleted";
-// The exit of the container's first process, once its event is out.
+// The exit of the container's first process, and whether it was told.
 inline constexpr char kExitFile[] = "bulkhead-exit.json";
 
 // Thread-safe as long as no two threads work on the same task. The state

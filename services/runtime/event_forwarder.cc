@@ -122,42 +122,65 @@ void EventForwarder::LoadSpool() {
     uint32_t size;
     std::copy_n(bytes->data() + at, sizeof(size),
                 reinterpret_cast<char*>(&size));
-    at += sizeof(size);
     Item item;
-    // A torn tail was never acknowledged.
-    if (size > bytes->size() - at ||
-        !item.envelope.ParseFromString(bytes->substr(at, size))) {
+    if (size > bytes->size() - at - sizeof(size) ||
+        !item.envelope.ParseFromString(
+            bytes->substr(at + sizeof(size), size))) {
       break;
     }
-    at += size;
+    at += sizeof(size) + size;
     item.spooled = true;
     item.size_bytes = size;
     bytes_ += size;
     queue_.push_back(std::move(item));
   }
+  // A torn tail was never acknowledged, and nothing can be found behind it.
+  if (at < bytes->size() &&
+      ::truncate(spool_.c_str(), static_cast<off_t>(at)) != 0) {
+    log::Error("cannot cut the spool of events",
+               {{"error", MessageOf(os::ErrnoStatus(errno, spool_))}});
+  }
   spool_used_ = !queue_.empty();
+}
+
+bool EventForwarder::HasRoom(const Item& item) const {
+  if (queue_.size() < kEventsBufferedMax &&
+      bytes_ + item.size_bytes <= kEventBytesBufferedMax) {
+    return true;
+  }
+  log::Error("event buffer is full", {{"topic", item.envelope.topic()}});
+  return false;
+}
+
+void EventForwarder::Queue(Item item) {
+  item.queued_at = absl::Now();
+  bytes_ += item.size_bytes;
+  queue_.push_back(std::move(item));
+  changed_.notify_all();
 }
 
 void EventForwarder::Publish(Envelope envelope, Done done) {
   Item item;
   item.size_bytes = envelope.ByteSizeLong();
   item.envelope = std::move(envelope);
-  item.done = std::move(done);
-  item.queued_at = absl::Now();
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (queue_.size() < kEventsBufferedMax &&
-        bytes_ + item.size_bytes <= kEventBytesBufferedMax) {
-      bytes_ += item.size_bytes;
-      queue_.push_back(std::move(item));
-      changed_.notify_all();
-      return;
+    if (HasRoom(item)) {
+      item.done = std::move(done);
+      return Queue(std::move(item));
     }
   }
-  log::Error("event buffer is full", {{"topic", item.envelope.topic()}});
-  if (item.done) {
-    item.done(absl::ResourceExhaustedError("event buffer is full"));
-  }
+  if (done) done(absl::ResourceExhaustedError("event buffer is full"));
+}
+
+void EventForwarder::PublishSafely(Envelope envelope) {
+  Item item;
+  item.size_bytes = envelope.ByteSizeLong();
+  item.envelope = std::move(envelope);
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (!HasRoom(item)) return;
+  item.spooled = Spool(Record(item.envelope.SerializeAsString())).ok();
+  Queue(std::move(item));
 }
 
 size_t EventForwarder::buffered() const {
@@ -205,6 +228,26 @@ void EventForwarder::Run() {
   }
 }
 
+absl::Status EventForwarder::Spool(const std::string& records) {
+  absl::StatusOr<os::UniqueFd> fd =
+      os::Open(spool_, O_WRONLY | O_CREAT | O_APPEND, 0600);
+  absl::Status written = fd.status();
+  if (written.ok()) {
+    const off_t before = ::lseek(fd->get(), 0, SEEK_END);
+    written = os::WriteFull(fd->get(), records.data(), records.size());
+    // Behind half a record nothing would be found.
+    if (!written.ok() && ::ftruncate(fd->get(), before) != 0) {
+      log::Error("cannot cut the spool of events", {{"path", spool_}});
+    }
+  }
+  if (!written.ok()) {
+    log::Error("cannot spool events", {{"error", MessageOf(written)}});
+    return written;
+  }
+  spool_used_ = true;
+  return absl::OkStatus();
+}
+
 void EventForwarder::ReplyEarly(std::unique_lock<std::mutex>& lock,
                                 absl::Time queued_before) {
   std::string records;
@@ -216,17 +259,8 @@ void EventForwarder::ReplyEarly(std::unique_lock<std::mutex>& lock,
     items.push_back(&item);
   }
   if (items.empty()) return;
-  absl::StatusOr<os::UniqueFd> fd =
-      os::Open(spool_, O_WRONLY | O_CREAT | O_APPEND, 0600);
-  const absl::Status written =
-      fd.ok() ? os::WriteFull(fd->get(), records.data(), records.size())
-              : fd.status();
-  if (!written.ok()) {
-    // Unacknowledged, they are sent again by their shims.
-    log::Error("cannot spool events", {{"error", MessageOf(written)}});
-    return;
-  }
-  spool_used_ = true;
+  // Unacknowledged, they are sent again by their shims.
+  if (!Spool(records).ok()) return;
   std::vector<Done> replies;
   for (Item* item : items) {
     item->spooled = true;

@@ -42,6 +42,10 @@ class EventForwarder {
   // metadata has the event or it is safe in the spool.
   // Error to `done`: kResourceExhausted: the buffer is full; or Send's.
   void Publish(Envelope envelope, Done done);
+  // The same for one that nobody will send again: on return it is in the spool,
+  // so that it outlives this process. A full buffer or a failing disk is
+  // logged.
+  void PublishSafely(Envelope envelope);
 
   size_t buffered() const;
 
@@ -55,6 +59,10 @@ class EventForwarder {
   };
   void Run();
   void LoadSpool();
+  // These are called under mutex_.
+  bool HasRoom(const Item& item) const;
+  void Queue(Item item);
+  absl::Status Spool(const std::string& records);
   // Spools and acknowledges what has waited since before `queued_before`.
   void ReplyEarly(std::unique_lock<std::mutex>& lock, absl::Time queued_before);
 

@@ -18,15 +18,22 @@ void SetTimestamp(absl::Time time, Timestamp* out) {
 }
 
 template <typename Event>
-void Publish(EventForwarder& events, const std::string& ns,
-             const std::string& topic, const Event& event) {
+containerd::types::Envelope MakeEnvelope(const std::string& ns,
+                                         const std::string& topic,
+                                         const Event& event) {
   containerd::types::Envelope envelope;
   SetTimestamp(absl::Now(), envelope.mutable_timestamp());
   envelope.set_namespace_(ns);
   envelope.set_topic(topic);
   envelope.mutable_event()->set_type_url(Event::descriptor()->full_name());
   envelope.mutable_event()->set_value(event.SerializeAsString());
-  events.Publish(std::move(envelope), nullptr);
+  return envelope;
+}
+
+template <typename Event>
+void Publish(EventForwarder& events, const std::string& ns,
+             const std::string& topic, const Event& event) {
+  events.Publish(MakeEnvelope(ns, topic, event), nullptr);
 }
 
 }  // namespace bulkhead::runtime

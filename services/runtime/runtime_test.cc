@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_join.h"
 #include "services/runtime/restart_monitor.h"
 #include "services/runtime/testing/suite.h"
 
@@ -156,9 +158,7 @@ TEST_P(RuntimeTest, TasksSurviveTheServicesDeath) {
   suite_.EndService(SIGKILL);
   // It ends while nobody is there to see it.
   tasks_v1::GetResponse got;
-  testing::WriteFileOrDie(
-      suite_.Output("").substr(0, suite_.Output("").size() - 4) + "img/tmp/go",
-      "");
+  testing::WriteFileOrDie(suite_.InContainers("/tmp/go"), "");
   suite_.StartService();
   ASSERT_TRUE(suite_.Get("stays", &got).ok());
   EXPECT_EQ(got.process().status(), containerd::v1::types::RUNNING);
@@ -215,6 +215,87 @@ TEST_P(RuntimeTest, ExitToldWhileItsShimIsFoundAgainIsToldOnce) {
     return topics.back() == "/tasks/delete";
   }));
   EXPECT_EQ(exits(), 1);
+}
+
+// Metadata has an exit, and this service dies before it can know; then the
+// shim, too, so that nobody is left who would say the same again.
+TEST_P(RuntimeTest, ExitWithoutAnAnswerIsToldInTheSameWords) {
+  suite_.Run("unsure", "while [ ! -e /tmp/go ]; do sleep 0.01; done; exit 7");
+  ASSERT_TRUE(
+      Eventually([&] { return suite_.metadata.Topics("unsure").size() >= 2; }));
+  const std::vector<pid_t> shims = suite_.Shims("unsure");
+  ASSERT_EQ(shims.size(), 1u);
+  suite_.metadata.Hold("/tasks/exit");
+  testing::WriteFileOrDie(suite_.InContainers("/tmp/go"), "");
+  const auto exits = [&] {
+    return suite_.metadata.Ends<containerd::events::TaskExit>("unsure",
+                                                              "/tasks/exit");
+  };
+  ASSERT_TRUE(Eventually([&] { return exits().size() == 1; }));
+  suite_.EndService(SIGKILL);
+  ::kill(shims[0], SIGKILL);
+  suite_.metadata.Hold("");
+  suite_.StartService();
+  const auto deletes = [&] {
+    return suite_.metadata.Ends<containerd::events::TaskDelete>(
+        "unsure", "/tasks/delete");
+  };
+  ASSERT_TRUE(Eventually([&] { return deletes().size() == 1; }));
+  EXPECT_EQ(exits().size(), 1u) << absl::StrJoin(exits(), ", ");
+  EXPECT_EQ(deletes(), exits());
+  EXPECT_TRUE(absl::StartsWith(*exits().begin(), "7 of "));
+}
+
+// The shim died, and so does this service, before metadata could be told.
+TEST_P(RuntimeTest, EndOfADeadShimOutlivesTheService) {
+  suite_.Run("both", "exec sleep 1000");
+  ASSERT_TRUE(
+      Eventually([&] { return suite_.metadata.Topics("both").size() >= 2; }));
+  const std::vector<pid_t> shims = suite_.Shims("both");
+  ASSERT_EQ(shims.size(), 1u);
+  suite_.StopMetadata();
+  ::kill(shims[0], SIGKILL);
+  ASSERT_TRUE(Eventually(
+      [&] { return ::access(suite_.BundlePath("both").c_str(), F_OK) != 0; }));
+  suite_.EndService(SIGKILL);
+  suite_.StartMetadata();
+  suite_.StartService();
+  EXPECT_TRUE(Eventually([&] {
+    const Topics topics = suite_.metadata.Topics("both");
+    return !topics.empty() && topics.back() == "/tasks/delete";
+  }));
+  EXPECT_EQ(suite_.metadata.Topics("both"),
+            (Topics{"/tasks/create", "/tasks/start", "/tasks/exit",
+                    "/tasks/delete"}));
+}
+
+// The exit of an earlier task of the same name, repeated by its shim.
+TEST_P(RuntimeTest, ExitOfAPredecessorIsNotTheNewTasks) {
+  const absl::Time before = absl::Now();
+  const std::string go = suite_.InContainers("/tmp/go");
+  suite_.AddSlowShim(go);
+  suite_.AddContainer("again", "exec sleep 1000");
+  {
+    std::lock_guard<std::mutex> lock(suite_.metadata.mutex);
+    suite_.metadata.containers["test/again"].mutable_runtime()->set_name(
+        "io.containerd.slow.v1");
+  }
+  auto created = std::async(std::launch::async, [&] {
+    return suite_.Create("again").ok() && suite_.Start("again").ok();
+  });
+  ASSERT_TRUE(Eventually(
+      [&] { return ::access(suite_.BundlePath("again").c_str(), F_OK) == 0; }));
+  EXPECT_TRUE(suite_.ForwardExit("again", 4242, 99, before).ok());
+  testing::WriteFileOrDie(go, "");
+  ASSERT_TRUE(created.get());
+  ASSERT_TRUE(suite_.Kill("again", SIGKILL).ok());
+  EXPECT_EQ(suite_.Wait("again"), 137);
+  EXPECT_TRUE(Eventually([&] {
+    return suite_.metadata
+               .Ends<containerd::events::TaskExit>("again", "/tasks/exit")
+               .size() == 2;
+  }));
+  EXPECT_EQ(suite_.Delete("again"), 137);
 }
 
 TEST_P(RuntimeTest, DeadShimEndsItsTask) {

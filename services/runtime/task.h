@@ -58,6 +58,8 @@ struct Task {
       : ns(std::move(ns_in)), id(std::move(id_in)), phase(phase_in) {}
   const std::string ns;
   const std::string id;
+  // Of one that is being created here: what ended before is another's.
+  absl::Time created_at = absl::InfinitePast();
   std::string bundle;
 
   std::mutex mutex;
@@ -65,7 +67,7 @@ struct Task {
   Phase phase;
   bool connected = false;
 
-  Bootstrap bootstrap;
+  Bootstrap bootstrap;  // Written under the manager's mutex: others compare it.
   std::string shim_binary;
   bool joined = false;  // Runs in a shim that is not its own (sandbox).
   std::shared_ptr<ShimConnection> client;
@@ -81,10 +83,13 @@ struct Task {
   std::shared_ptr<os::UniqueFd> log;  // Shared with the reactor's hook.
 
   std::optional<Exit> exit;  // Of the first process, once known.
+  // Published: on its way to metadata. Told: it has it, or the spool does.
   bool exit_published = false;
+  bool exit_told = false;
   // It ended while this service was away, and its shim has not said so yet.
   bool exit_event_due = false;
   bool delete_published = false;
+  bool delete_told = false;
   std::list<std::shared_ptr<WaitCall>> parked;  // Waits without a shim.
 };
 

@@ -154,6 +154,7 @@ absl::StatusOr<TaskManager::TaskPtr> TaskManager::Reserve(
       TaskPtr& slot = tasks_[{ns, id}];
       if (slot == nullptr) {
         slot = std::make_shared<Task>(ns, id, Task::Phase::kCreating);
+        slot->created_at = absl::Now();
         slot->bundle = options_.bundles.Path(ns, id);
         return slot;
       }
@@ -360,17 +361,24 @@ absl::Status TaskManager::StartShim(const TaskPtr& task,
   if (sandbox.ok() && (sandbox->version >= kJoinVersionMin ||
                        !request.task_api_address.empty())) {
     task->joined = true;
-    task->bootstrap = *sandbox;
+    SetBootstrap(task, *std::move(sandbox));
     RETURN_IF_ERROR(options_.bundles.Write(task->ns, task->id, kSandboxFile,
                                            record.sandbox));
   } else {
-    ASSIGN_OR_RETURN(task->bootstrap, shims_.Start({task->shim_binary, task->ns,
-                                                    task->id, task->bundle},
-                                                   options));
+    ASSIGN_OR_RETURN(
+        Bootstrap started,
+        shims_.Start({task->shim_binary, task->ns, task->id, task->bundle},
+                     options));
+    SetBootstrap(task, std::move(started));
   }
   RETURN_IF_ERROR(options_.bundles.Write(task->ns, task->id, kBootstrapFile,
                                          ToJson(task->bootstrap)));
   return Attach(task);
+}
+
+void TaskManager::SetBootstrap(const TaskPtr& task, Bootstrap bootstrap) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  task->bootstrap = std::move(bootstrap);
 }
 
 // Undoes a Create that failed, as far as it came.

@@ -192,6 +192,7 @@ class TaskManager {
                                     const ContainerRecord& record);
   absl::Status StartShim(const TaskPtr& task, const CreateTask& request,
                          const ContainerRecord& record, const Any& options);
+  void SetBootstrap(const TaskPtr& task, Bootstrap bootstrap);
   void Forget(const TaskPtr& task, const CreateTask& request);
   void IssueWait(const TaskPtr& task, const std::string& exec_id,
                  const std::shared_ptr<struct WaitCall>& wait);
@@ -229,6 +230,8 @@ class TaskManager {
   void Finish(const TaskPtr& task, const Exit& exit);
   void PublishExit(const Task& task, const Exit& exit);
   void PublishDelete(const Task& task, const Exit& exit);
+  // Into the bundle: `told`: metadata has it, or will from the spool.
+  void WriteExit(const Task& task, const Exit& exit, bool told);
   void CheckMissedExit(const TaskPtr& task);
   // So that the exit is published before the delete.
   void AwaitExitEvent(const TaskPtr& task);

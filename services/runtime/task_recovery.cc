@@ -43,15 +43,28 @@ void SetNow(Exit* exit) {
   exit->at_nanos = static_cast<int32_t>(absl::ToUnixNanos(now) % 1'000'000'000);
 }
 
-std::string ExitToJson(const Exit& exit) {
-  return Json{{"pid", exit.pid},
-              {"status", exit.status},
-              {"seconds", exit.at_seconds},
-              {"nanos", exit.at_nanos}}
+absl::Time TimeOf(const Exit& exit) {
+  return absl::FromUnixSeconds(exit.at_seconds) +
+         absl::Nanoseconds(exit.at_nanos);
+}
+
+// What the next life of this service has to know about an exit: each time it is
+// told in the same words, metadata takes it as the same one.
+struct Memo {
+  Exit exit;
+  bool told = false;  // Metadata has it for certain.
+};
+
+std::string MemoToJson(const Memo& memo) {
+  return Json{{"pid", memo.exit.pid},
+              {"status", memo.exit.status},
+              {"seconds", memo.exit.at_seconds},
+              {"nanos", memo.exit.at_nanos},
+              {"told", memo.told}}
       .dump();
 }
 
-std::optional<Exit> ExitFromJson(const std::string& text) {
+std::optional<Memo> MemoFromJson(const std::string& text) {
   const Json parsed = Json::parse(text, nullptr, false);
   if (!parsed.is_object()) return std::nullopt;
   const auto number = [&](const char* key) -> int64_t {
@@ -59,9 +72,12 @@ std::optional<Exit> ExitFromJson(const std::string& text) {
     return it != parsed.end() && it->is_number_integer() ? it->get<int64_t>()
                                                          : 0;
   };
-  return Exit{static_cast<uint32_t>(number("pid")),
-              static_cast<uint32_t>(number("status")), number("seconds"),
-              static_cast<int32_t>(number("nanos"))};
+  const Exit exit{static_cast<uint32_t>(number("pid")),
+                  static_cast<uint32_t>(number("status")), number("seconds"),
+                  static_cast<int32_t>(number("nanos"))};
+  auto told = parsed.find("told");
+  // Earlier versions wrote it only once it was told.
+  return Memo{exit, told == parsed.end() || *told != false};
 }
 
 }  // namespace
@@ -169,18 +185,22 @@ absl::Status TaskManager::LoadShim(const TaskPtr& task) {
   absl::StatusOr<std::string> exit = bundles.Read(ns, id, kExitFile);
   if (exit.ok()) {
     std::lock_guard<std::mutex> lock(task->mutex);
-    task->exit = ExitFromJson(*exit);
-    task->exit_published = task->exit.has_value();
+    if (const std::optional<Memo> memo = MemoFromJson(*exit)) {
+      task->exit = memo->exit;
+      task->exit_published = task->exit_told = memo->told;
+    }
   }
   absl::StatusOr<std::string> json = bundles.Read(ns, id, kBootstrapFile);
   if (json.ok()) {
-    ASSIGN_OR_RETURN(task->bootstrap, BootstrapFromJson(*json));
+    ASSIGN_OR_RETURN(Bootstrap bootstrap, BootstrapFromJson(*json));
+    SetBootstrap(task, std::move(bootstrap));
   } else {
     absl::StatusOr<std::string> address = bundles.Read(ns, id, kAddressFile);
     if (!address.ok()) {
       return absl::FailedPreconditionError(kLeaked);  // Its start was cut off.
     }
-    ASSIGN_OR_RETURN(task->bootstrap, ParseBootstrap(*address));
+    ASSIGN_OR_RETURN(Bootstrap bootstrap, ParseBootstrap(*address));
+    SetBootstrap(task, std::move(bootstrap));
     RETURN_IF_ERROR(
         bundles.Write(ns, id, kBootstrapFile, ToJson(task->bootstrap)));
   }
@@ -330,17 +350,21 @@ void TaskManager::Bury(const TaskPtr& task, bool known) {
     } else if (task->pid != 0) {
       exit.pid = task->pid;
     }
-    publish_exit = known && !task->exit_published;
-    publish_delete = known && !task->delete_published;
+    // What is only on its way would die with this service, as its shim is dead.
+    publish_exit = known && !task->exit_told;
+    publish_delete = known && !task->delete_told;
   }
+  // In this order: should this service die in between, its next life comes here
+  // again, or finds the events in the spool.
+  if (known) WriteExit(*task, exit, /*told=*/!publish_exit);
+  if (publish_exit) PublishExit(*task, exit);
+  if (publish_delete) PublishDelete(*task, exit);
   const absl::Status removed = options_.bundles.Remove(task->ns, task->id);
   if (!removed.ok()) {
     log::Warn(
         "bundle stays",
         {{"ns", task->ns}, {"id", task->id}, {"error", MessageOf(removed)}});
   }
-  if (publish_exit) PublishExit(*task, exit);
-  if (publish_delete) PublishDelete(*task, exit);
   Finish(task, exit);
 }
 
@@ -414,7 +438,7 @@ void TaskManager::PublishExit(const Task& task, const Exit& exit) {
   event.set_exit_status(exit.status);
   event.mutable_exited_at()->set_seconds(exit.at_seconds);
   event.mutable_exited_at()->set_nanos(exit.at_nanos);
-  Publish(events_, task.ns, "/tasks/exit", event);
+  events_.PublishSafely(MakeEnvelope(task.ns, "/tasks/exit", event));
 }
 
 void TaskManager::PublishDelete(const Task& task, const Exit& exit) {
@@ -424,7 +448,7 @@ void TaskManager::PublishDelete(const Task& task, const Exit& exit) {
   event.set_exit_status(exit.status);
   event.mutable_exited_at()->set_seconds(exit.at_seconds);
   event.mutable_exited_at()->set_nanos(exit.at_nanos);
-  Publish(events_, task.ns, "/tasks/delete", event);
+  events_.PublishSafely(MakeEnvelope(task.ns, "/tasks/delete", event));
 }
 
 void TaskManager::CheckMissedExit(const TaskPtr& task) {
@@ -433,10 +457,15 @@ void TaskManager::CheckMissedExit(const TaskPtr& task) {
       !task->exit) {
     return;
   }
-  task->exit_published = true;
+  task->exit_published = task->exit_told = true;
   PublishExit(*task, *task->exit);
-  (void)options_.bundles.Write(task->ns, task->id, kExitFile,
-                               ExitToJson(*task->exit));  // Only a memo.
+  WriteExit(*task, *task->exit, /*told=*/true);
+}
+
+void TaskManager::WriteExit(const Task& task, const Exit& exit, bool told) {
+  // Without it an exit may be told twice, no more.
+  (void)options_.bundles.Write(task.ns, task.id, kExitFile,
+                               MemoToJson({exit, told}));
 }
 
 void TaskManager::AwaitExitEvent(const TaskPtr& task) {
@@ -472,32 +501,39 @@ bool TaskManager::Observe(const containerd::types::Envelope& envelope,
       return true;
     }
     id = event.container_id();
-    exit.pid = event.pid();
+    exit = {event.pid(), event.exit_status(), event.exited_at().seconds(),
+            event.exited_at().nanos()};
   }
   TaskPtr task = Peek({envelope.namespace_(), id});
   if (task == nullptr) return true;
   std::lock_guard<std::mutex> lock(task->mutex);
   // A late event of an earlier task of this name says nothing about this.
-  if (task->pid != 0 && exit.pid != task->pid) return true;
+  if (task->pid != 0 ? exit.pid != task->pid
+                     : TimeOf(exit) < task->created_at) {
+    return true;
+  }
+  // Also while it is created or found again: the next life of this service has
+  // nobody else to ask.
+  const bool has_bundle =
+      task->phase != Task::Phase::kEnding && task->phase != Task::Phase::kGone;
   bool& published = is_exit ? task->exit_published : task->delete_published;
   switch (stage) {
     case EventStage::kArrived:
       if (published) return false;
       published = true;
-      if (is_exit) task->exit = exit;
+      if (is_exit) {
+        task->exit = exit;
+        // Before metadata hears of it: its answer may find nobody here.
+        if (has_bundle) WriteExit(*task, exit, /*told=*/false);
+      }
       task->changed.notify_all();
       break;
     case EventStage::kRefused:
       published = false;  // The shim will send it again.
       break;
     case EventStage::kSent:
-      // Also while the shim is being found again: the next life of this
-      // service has nobody else to ask.
-      if (is_exit && (task->phase == Task::Phase::kLive ||
-                      task->phase == Task::Phase::kLoading)) {
-        (void)options_.bundles.Write(task->ns, task->id, kExitFile,
-                                     ExitToJson(exit));  // Only a memo.
-      }
+      (is_exit ? task->exit_told : task->delete_told) = true;
+      if (is_exit && has_bundle) WriteExit(*task, exit, /*told=*/true);
       break;
   }
   return true;

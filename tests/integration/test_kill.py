@@ -9,7 +9,7 @@ import time
 import unittest
 
 from tests.harness import images, proc, suite
-from tests.integration import common
+from tests.integration import common, test_many
 
 
 def setUpModule():
@@ -116,6 +116,49 @@ class Kill(unittest.TestCase):
         os.kill(shims[0], signal.SIGKILL)
         proc.wait_for(lambda: "orphan" not in s.cli("ps").out, "the end to be noticed")
         s.cli("rm", "-f", "orphan", check=True)
+
+
+    def test_between_metadatas_answer_and_the_memo_of_it(self):
+        """Metadata has an exit, and nobody who told it remembers that it has: its
+        shim dies, too. The exit is told once, with its own code."""
+        s.cli("run", "-d", "--name", "unsure", busybox, "sh", "-c",
+              "trap 'exit 7' TERM; while :; do sleep 0.05; done", check=True)
+        container, pid = s.cli("inspect", "--format", "{{.Id}} {{.State.Pid}}", "unsure",
+                               check=True).out.split()
+        shim, = [pid for pid, line in proc.pids_naming(container)
+                 if "containerd-shim-bulkhead" in line]
+        runtime, metadata = s.service_pid("runtime"), s.service_pid("metadata")
+        memo = os.path.join(s.state, "io.containerd.runtime.v2.task", "default", container,
+                            "bulkhead-exit.json")
+
+        def at_the_memo():
+            for task in os.listdir("/proc/%d/task" % runtime):
+                with open("/proc/%d/task/%s/wchan" % (runtime, task)) as f:
+                    if f.read() == "wait_for_partner":  # It opens a FIFO.
+                        return True
+            return False
+
+        os.kill(metadata, signal.SIGSTOP)
+        try:
+            os.kill(int(pid), signal.SIGTERM)
+            proc.wait_for(lambda: os.path.exists(memo), "the exit to arrive")
+            os.mkfifo(memo + ".tmp")  # Where the service writes that it was told.
+        finally:
+            os.kill(metadata, signal.SIGCONT)
+        proc.wait_for(at_the_memo, "metadata's answer")
+        os.unlink(memo + ".tmp")  # It waits on; its next life must not.
+        os.kill(runtime, signal.SIGKILL)
+        os.kill(shim, signal.SIGKILL)
+
+        def ends(events):
+            return [(e["Topic"], e["Event"]["exit_status"]) for e in events
+                    if e["Topic"] in ("/tasks/exit", "/tasks/delete") and
+                    e["Event"]["container_id"] == container]
+
+        events = test_many.event_log(
+            s, lambda events: any(topic == "/tasks/delete" for topic, _ in ends(events)))
+        self.assertEqual([("/tasks/exit", 7), ("/tasks/delete", 7)], ends(events))
+        s.cli("rm", "unsure", check=True)
 
 
 class KillDuringPull(unittest.TestCase):

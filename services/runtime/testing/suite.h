@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <condition_variable>
 #include <filesystem>
 #include <future>
 #include <map>
@@ -95,9 +96,39 @@ class FakeMetadata : public containers_v1::Containers::Service,
   grpc::Status Forward(grpc::ServerContext*,
                        const events_v1::ForwardRequest* request,
                        google::protobuf::Empty*) override {
-    std::lock_guard<std::mutex> lock(mutex);
+    std::unique_lock<std::mutex> lock(mutex);
     events.push_back(request->envelope());
+    // A call that never answers, as far as its caller can tell.
+    changed.wait(lock, [&] {
+      return hold_topic.empty() || hold_topic != request->envelope().topic();
+    });
     return grpc::Status::OK;
+  }
+  // Answers no event of `topic` any more, and again if it is empty.
+  void Hold(const std::string& topic) {
+    std::lock_guard<std::mutex> lock(mutex);
+    hold_topic = topic;
+    changed.notify_all();
+  }
+
+  // The ends of one container that events of `topic` tell of. The same one told
+  // again is one: metadata's event bus sees to that.
+  template <typename Event>
+  std::set<std::string> Ends(const std::string& id, const std::string& topic) {
+    std::set<std::string> out;
+    std::lock_guard<std::mutex> lock(mutex);
+    for (const auto& envelope : events) {
+      Event event;
+      if (envelope.topic() != topic ||
+          !event.ParseFromString(envelope.event().value()) ||
+          event.container_id() != id) {
+        continue;
+      }
+      out.insert(absl::StrCat(event.exit_status(), " of ", event.pid(), " at ",
+                              event.exited_at().seconds(), ".",
+                              event.exited_at().nanos()));
+    }
+    return out;
   }
 
   // Topics of one container's events, in order.
@@ -113,6 +144,8 @@ class FakeMetadata : public containers_v1::Containers::Service,
   }
 
   std::mutex mutex;
+  std::condition_variable changed;  // hold_topic
+  std::string hold_topic;
   std::map<std::string, containers_v1::Container> containers;
   std::map<std::string, containerd::types::Sandbox> sandboxes;
   std::vector<containerd::types::Envelope> events;
@@ -249,6 +282,21 @@ class Suite {
   std::unique_ptr<grpc::ClientContext> Context() {
     return rpc::MakeClientContext({.ns = kNs}, kPatience);
   }
+  // Makes io.containerd.slow.v1 a shim that starts once `go` is there.
+  void AddSlowShim(const std::string& go) {
+    const std::string script = dir_.Path("shims/containerd-shim-slow-v1");
+    testing::WriteFileOrDie(
+        script, absl::StrCat("#!/bin/sh\nwhile [ ! -e ", go,
+                             " ]; do sleep 0.01; done\nexec ",
+                             std::filesystem::current_path().string(),
+                             "/services/runtime/shim/"
+                             "containerd-shim-bulkhead-v1 \"$@\"\n"));
+    EXPECT_EQ(::chmod(script.c_str(), 0755), 0);
+  }
+  // Where a file of all containers is.
+  std::string InContainers(const std::string& path) {
+    return dir_.Path("img" + path);
+  }
   std::string Output(const std::string& id) { return dir_.Path("out-" + id); }
   std::string BundlePath(const std::string& id) {
     return dir_.Path(
@@ -352,8 +400,7 @@ class Suite {
 
   // An exit event as a shim sends it.
   absl::Status ForwardExit(const std::string& id, uint32_t pid,
-                           uint32_t exit_status) {
-    const absl::Time now = absl::Now();
+                           uint32_t exit_status, absl::Time now = absl::Now()) {
     containerd::events::TaskExit exit;
     exit.set_container_id(id);
     exit.set_id(id);
