@@ -185,7 +185,9 @@ absl::Status TaskManager::LoadShim(const TaskPtr& task) {
   absl::StatusOr<std::string> exit = bundles.Read(ns, id, kExitFile);
   if (exit.ok()) {
     std::lock_guard<std::mutex> lock(task->mutex);
-    if (const std::optional<Memo> memo = MemoFromJson(*exit)) {
+    // Its shim may have told it again meanwhile.
+    const std::optional<Memo> memo = MemoFromJson(*exit);
+    if (memo.has_value() && !task->exit_published) {
       task->exit = memo->exit;
       task->exit_published = task->exit_told = memo->told;
     }
