@@ -110,6 +110,9 @@ CPU, CPU_MS = ("CPU of daemons and client", "s"), ("CPU of daemons and client", 
 PEAK = ("peak memory of daemons", "MiB PSS")
 GONE = ("gone from the disk", "s")
 GONE_CPU = ("CPU until it is gone", "s")
+# Beside containerd's GONE and GONE_CPU.
+FLOOR = ("floor, two rm at once", "s")
+FLOOR_CPU = ("CPU of the floor", "s")
 
 
 def _measure(side, i, figures, with_peak, command, unit=1):
@@ -143,9 +146,32 @@ def _measure_removal(side, i, figures, with_peak, command):
     figures.add(i, GONE_CPU, measure.cpu_s(pids) - before)
 
 
+def _tree_bytes(path):
+    return int(subprocess.run(["du", "-s", path], check=True, capture_output=True,
+                              text=True).stdout.split()[0])
+
+
+def _measure_floor(side, figures):
+    """What the kernel takes: the same folders deleted by two `rm` at once, no daemon."""
+    folder = _folders(side)
+    shares = [[], []]
+    loads = [0, 0]
+    for path in sorted((os.path.join(folder, name) for name in os.listdir(folder)),
+                       key=_tree_bytes, reverse=True):
+        least = loads.index(min(loads))
+        shares[least].append(path)
+        loads[least] += _tree_bytes(path)
+    os.sync()
+    script = " & ".join("rm -rf " + " ".join(share) for share in shares) + " & wait"
+    timed = measure.Timed(["sh", "-c", script], [])
+    assert not os.listdir(folder), folder
+    figures.add(0, FLOOR, timed.wall)
+    figures.add(0, FLOOR_CPU, timed.cpu)
+
+
 def _bench_unpack(report, pair, rounds, image, what):
     figures = _Figures()
-    for n in range(rounds + 1):
+    for n in range(rounds + report.with_peak):
         for i, side in enumerate(pair()):
             with side.daemon:
                 _run(side, "content", "fetch", "--plain-http", image)
@@ -156,7 +182,7 @@ def _bench_unpack(report, pair, rounds, image, what):
 
 def _bench_small(report, pair, rounds, image, kind, rows, client):
     usage, commit, remove, chain = [_Figures() for _ in SMALL]
-    for n in range(rounds + 1):
+    for n in range(rounds + report.with_peak):
         last = n == rounds
         for i, side in enumerate(pair() if set(rows) & set(SMALL) - {CHAIN} else ()):
             with side.daemon:
@@ -171,6 +197,13 @@ def _bench_small(report, pair, rounds, image, kind, rows, client):
                 if "remove" in rows:
                     _measure_removal(side, i, remove, last,
                                      _ctr(side, "images", "rm", "--sync", image))
+        if "remove" in rows and not last:
+            side = pair()[0]
+            with side.daemon:
+                subprocess.run(_unpack(side, image), check=True, capture_output=True)
+            _measure_floor(side, remove)
+            for measured, beside in ((FLOOR, GONE), (FLOOR_CPU, GONE_CPU)):
+                remove.add(1, measured, remove.kept[beside][1][-1])
         if CHAIN not in rows:
             continue
         for i, side in enumerate(pair()):  # Neither has just collected.

@@ -236,7 +236,7 @@ def main():
                         help="make the images of layers and registries there once and use "
                         "them again; with --pull-rounds 0 do nothing else")
     parser.add_argument("--no-peak", action="store_true",
-                        help="of the registries: without the rounds for peak memory")
+                        help="of layers and registries: without the rounds for peak memory")
     parser.add_argument("--layer-size", type=int, default=1024, metavar="MIB",
                         help="of the one large layer of the registries")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
@@ -244,8 +244,12 @@ def main():
                         help="on a fresh ext4 with a journal, of so many GiB, in place of /tmp")
     args = parser.parse_args()
     if args.journal and journal.INSIDE not in os.environ:
-        if args.only in (None, "records", "collect", "content", "layers", "overlayfs", "erofs"):
-            records_bench.build()  # Outside: a Bazel server would keep that /tmp.
+        # Outside: a Bazel server would keep that /tmp.
+        layers = args.only in ("layers", "overlayfs", "erofs")
+        if args.only in (None, "records", "collect") or (
+                layers and layers_bench.CHAIN in args.rows and not args.records_client):
+            records_bench.build()
+        if args.only in (None, "content"):
             content_bench.build()
         return journal.run(args.journal)
     folder = proc.temp_dir()
