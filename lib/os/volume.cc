@@ -36,6 +36,12 @@ absl::Status CopyName(const std::string& name, Args* args) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<bool> IsOfType(const std::string& path, long magic) {
+  struct statfs fs;
+  if (::statfs(path.c_str(), &fs) != 0) return ErrnoStatus(errno, path);
+  return fs.f_type == magic;
+}
+
 absl::Status SetLimit(int fd, uint32_t project, int64_t limit_bytes) {
   dqblk quota{};
   quota.dqb_bhardlimit = (limit_bytes + kQuotaUnitBytes - 1) / kQuotaUnitBytes;
@@ -57,9 +63,11 @@ absl::Status SetLimit(int fd, uint32_t project, int64_t limit_bytes) {
 }  // namespace
 
 absl::StatusOr<bool> IsBtrfs(const std::string& path) {
-  struct statfs fs;
-  if (::statfs(path.c_str(), &fs) != 0) return ErrnoStatus(errno, path);
-  return fs.f_type == BTRFS_SUPER_MAGIC;
+  return IsOfType(path, BTRFS_SUPER_MAGIC);
+}
+
+absl::StatusOr<bool> IsXfs(const std::string& path) {
+  return IsOfType(path, XFS_SUPER_MAGIC);
 }
 
 absl::Status CreateSubvolume(const std::string& parent,

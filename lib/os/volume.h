@@ -12,6 +12,9 @@ namespace bulkhead::os {
 
 // Whether `path` lies on btrfs.
 absl::StatusOr<bool> IsBtrfs(const std::string& path);
+// Whether `path` lies on XFS, which gives a file that grows more blocks than it
+// needs and takes them back when it is closed.
+absl::StatusOr<bool> IsXfs(const std::string& path);
 // Makes an empty subvolume `name`, mode 0755, in the directory `parent`.
 absl::Status CreateSubvolume(const std::string& parent,
                              const std::string& name);

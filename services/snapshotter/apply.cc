@@ -20,6 +20,7 @@
 #include "lib/os/capability.h"
 #include "lib/os/memory.h"
 #include "lib/os/seccomp.h"
+#include "lib/os/volume.h"
 #include "services/snapshotter/file_filler.h"
 #include "services/snapshotter/inflate.h"
 #include "services/snapshotter/tree_root.h"
@@ -422,6 +423,8 @@ absl::StatusOr<Unpacked> ApplyLayer(const std::vector<os::MountSpec>& mounts,
       return sink->Publish();
     }
     ASSIGN_OR_RETURN(const FsSync sync, FsSync::Open(root));
+    ASSIGN_OR_RETURN(const bool xfs, os::IsXfs(root));
+    options.count = !xfs;
     result = UnpackLayer(
         source, media_type, root, options, nullptr,
         {limits.early_sync_bytes, [&sync] { return sync.SyncEarly(); }});

@@ -26,11 +26,14 @@ std::string ShellIn(const std::vector<os::MountSpec>& mounts,
 std::string ShellInCommitted(Snapshotter& snapshotter, const std::string& name,
                              const std::string& at, const std::string& command);
 
-// Applies a layer, by default a plain tar, as the service does.
+// Applies a layer, by default a plain tar, as the service does. What it says
+// the tree takes must be what is found there; `write_back`: after everything
+// was written back to the disk.
 absl::Status ApplyTar(
     Snapshotter& snapshotter, const std::vector<os::MountSpec>& mounts,
     const std::string& layer, bool parallel = false,
-    const std::string& type = "application/vnd.oci.image.layer.v1.tar");
+    const std::string& type = "application/vnd.oci.image.layer.v1.tar",
+    bool write_back = false);
 
 std::map<std::string, SnapshotInfo> AllSnapshots(Snapshotter& snapshotter);
 // Children first, however deep; waits until they are gone from the disk.

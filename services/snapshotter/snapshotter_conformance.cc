@@ -226,7 +226,7 @@ TEST_P(SnapshotterConformance, UsageIsOfItsOwnTree) {
   const auto empty = snapshotter_->Usage("k");
   ASSERT_TRUE(empty.ok());
   EXPECT_EQ(empty->inodes, 1);
-  Shell(*mounts, "head -c 100000 /dev/zero > f; ln f g");
+  Shell(*mounts, "head -c 100000 /dev/zero > f; ln f g; sync -f f");
   const auto used = snapshotter_->Usage("k");
   ASSERT_TRUE(used.ok());
   EXPECT_EQ(used->inodes, 2);

@@ -53,7 +53,9 @@ class Extractor {
         umask_(CurrentUmask()) {}
 
   absl::StatusOr<ExtractResult> Run() {
-    ASSIGN_OR_RETURN(counted_, IsEmpty());
+    if (options_.count) {
+      ASSIGN_OR_RETURN(counted_, IsEmpty());
+    }
     ASSIGN_OR_RETURN(lowers_, OpenLowers(options_));
     const absl::Status status =
         ForEachEntry(reader_, options_, &result_,

@@ -26,6 +26,9 @@ struct ExtractOptions {
   std::vector<std::string> lower_dirs;
   int64_t bytes_max = int64_t{1} << 40;  // Of file sizes; of the stream.
   int64_t entries_max = 10'000'000;
+  // Whether to count what the tree takes: not where a file that is open takes
+  // more than it will.
+  bool count = true;
   // Whether the layer, read to the very end of its stream, was an eStargz.
   // Null: no.
   std::function<bool()> is_stargz;
@@ -37,8 +40,8 @@ struct ExtractResult {
   // Directories the layer has no entry for but needed: relative paths. At most
   // kImplicitDirsMax.
   std::vector<std::string> implicit_dirs;
-  // What the tree takes, its root included; -1: not counted, as it did not
-  // begin empty or something in it was replaced.
+  // What the tree takes, its root included; -1: not counted, as that was
+  // not wanted, it did not begin empty or something in it was replaced.
   int64_t inodes = -1;
   int64_t blocks = -1;  // Of 512 bytes.
   // Files of eStargz's own that were unpacked at the top: its table of contents

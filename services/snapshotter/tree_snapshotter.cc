@@ -387,10 +387,10 @@ class TreeSnapshotter : public Snapshotter {
       uint64_t id = 0;
       const bool numbered = absl::SimpleAtoi(name, &id);
       if (numbered && (ids_.contains(id) || in_flight_.contains(id))) continue;
-      if (absl::StartsWith(name, kRemovedPrefix) &&
-          (deleting_.contains(name) ||
-           std::find(deletions_.begin(), deletions_.end(), name) !=
-               deletions_.end())) {
+      // Renamed under the hands of who deletes it, it would be found missing.
+      if (deleting_.contains(name) ||
+          std::find(deletions_.begin(), deletions_.end(), name) !=
+              deletions_.end()) {
         continue;
       }
       Discard(name);

@@ -1,6 +1,7 @@
 // The conformance suite on both drivers, and what only they promise.
 #include "services/snapshotter/tree_snapshotter.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -58,7 +59,8 @@ TEST(TreeSnapshotter, LeftoversGoAtTheNextStart) {
                             .c_str()),
             0);
   snapshotter = Open(Driver::kOverlay, dir.path());
-  ASSERT_TRUE(snapshotter->Cleanup().ok());  // Waits for the deletions.
+  const absl::Status clean = snapshotter->Cleanup();  // Waits for deletions.
+  ASSERT_TRUE(clean.ok()) << clean;
   EXPECT_EQ(FoldersOf(dir.path()), before);
   // A number is not used again while its old folder may be around.
   const auto mounts = snapshotter->Prepare("l", "", {});
@@ -353,6 +355,60 @@ bool KernelHasProjectQuotas() {
                       .c_str()) == 0;
   if (has) (void)std::system(absl::StrCat("umount ", point).c_str());
   return has;
+}
+
+// Of what is committed: about as much as its data. Returns the bytes by which
+// the tree has grown since.
+int64_t ExpectUsageAsFound(const std::string& root, const std::string& data) {
+  auto snapshotter = Open(Driver::kOverlay, root);
+  const auto mounts = snapshotter->Prepare("k", "", {});
+  EXPECT_TRUE(mounts.ok()) << mounts.status();
+  EXPECT_TRUE(ApplyTar(*snapshotter, *mounts,
+                       Tar({{"d/f", '0', data}, {"d/g", '0', "g"}}), false,
+                       "application/vnd.oci.image.layer.v1.tar", true)
+                  .ok());
+  EXPECT_TRUE(snapshotter->Commit("c", "k", {}, "").ok());
+  const auto usage = snapshotter->Usage("c");
+  const auto walked = UsageOfTree((*mounts)[0].source);
+  EXPECT_TRUE(usage.ok() && walked.ok());
+  EXPECT_GE(usage->size_bytes, static_cast<int64_t>(data.size()));
+  EXPECT_LT(usage->size_bytes, static_cast<int64_t>(data.size() + 64 * 1024));
+  return walked->size_bytes - usage->size_bytes;
+}
+
+// XFS keeps room beyond the end of a file until it is closed.
+TEST(TreeSnapshotter, UsageIsWithoutWhatAnOpenFileKeeps) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  LoopFs xfs("mkfs.xfs -q", "400M", "");
+  EXPECT_EQ(ExpectUsageAsFound(xfs.path(), std::string(5 << 20, 'x')), 0);
+}
+
+// ext4 gives a file that lies in many pieces a block to list them.
+TEST(TreeSnapshotter, UsageOnADiskInPieces) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  constexpr off_t kBlock = 4096;
+  constexpr off_t kPieces = off_t{32} << 20;
+  LoopFs ext4("mkfs.ext4 -q -m 0 -b 4096", "100M", "");
+  const std::string path = ext4.path() + "/taken";
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  ASSERT_GE(fd, 0);
+  off_t taken = 0;
+  for (off_t step = off_t{16} << 20; step >= kBlock;) {
+    if (::fallocate(fd, 0, taken, step) == 0) {
+      taken += step;
+    } else {
+      step /= 2;
+    }
+  }
+  ASSERT_GT(taken, kPieces);
+  for (off_t at = 0; at < kPieces; at += 2 * kBlock) {
+    ASSERT_EQ(
+        ::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, kBlock),
+        0);
+  }
+  ::fsync(fd);
+  ::close(fd);
+  EXPECT_EQ(ExpectUsageAsFound(ext4.path(), std::string(300000, 'x')), kBlock);
 }
 
 TEST(TreeSnapshotter, SizeLimitsByProjectQuota) {
