@@ -17,6 +17,9 @@ inline constexpr char kShimBinaryFile[] = "shim-binary-path";
 inline constexpr char kBootstrapFile[] = "bootstrap.json";
 inline constexpr char kAddressFile[] = "address";  // Written by old shims.
 inline constexpr char kSandboxFile[] = "sandbox";
+// There if mounts were activated for the container, unless it says kNotOurs.
+inline constexpr char kActivatedFile[] = "mounts-activated";
+inline constexpr char kNotOurs[] = "by somebody else";
 inline constexpr char kLogFifo[] = "log";
 // There once the shim has deleted the container.
 inline constexpr char kDeletedFile[] = "bulkhead-deleted";

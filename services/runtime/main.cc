@@ -19,6 +19,7 @@
 #include "services/runtime/grpc_shim.h"
 #include "services/runtime/introspection_service.h"
 #include "services/runtime/metadata_client.h"
+#include "services/runtime/mounts_client.h"
 #include "services/runtime/restart_monitor.h"
 #include "services/runtime/restart_source.h"
 #include "services/runtime/sandbox_manager.h"
@@ -76,6 +77,8 @@ absl::Status Serve(service::Context& context) {
       shims, events, [&metadata](const std::string& ns, const std::string& id) {
         return metadata.GetSandbox(ns, id);
       });
+  const std::unique_ptr<RootfsMounts> rootfs_mounts =
+      MakeRootfsMounts(config.Socket("snapshotter"));
   auto tasks = std::make_shared<TaskManager>(
       TaskManager::Options{
           Bundles(absl::StrCat(config.state, "/", kBundleFolder),
@@ -83,7 +86,8 @@ absl::Status Serve(service::Context& context) {
           config.runtime.default_runtime, Deadlines(), dialer,
           [&sandboxes](const std::string& ns, const std::string& id) {
             return sandboxes.BootstrapOf(ns, id);
-          }},
+          },
+          rootfs_mounts.get()},
       reactor, shims, events,
       [&metadata](const std::string& ns, const std::string& id) {
         return metadata.GetContainer(ns, id);

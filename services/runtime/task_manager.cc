@@ -306,12 +306,26 @@ absl::StatusOr<uint32_t> TaskManager::CreateIn(const TaskPtr& task,
     checkpoint = absl::StrCat(task->bundle, "/checkpoint");
     RETURN_IF_ERROR(request.fetch_checkpoint(checkpoint));
   }
+  std::vector<containerd::types::Mount> rootfs = request.rootfs;
+  if (options_.rootfs_mounts != nullptr && NeedActivation(rootfs)) {
+    // First, so that whatever comes in between it is deactivated with the end
+    // of the bundle.
+    RETURN_IF_ERROR(
+        options_.bundles.Write(task->ns, task->id, kActivatedFile, ""));
+    const absl::Status activated =
+        options_.rootfs_mounts->Activate(task->ns, task->id, &rootfs);
+    if (absl::IsAlreadyExists(activated)) {
+      RETURN_IF_ERROR(
+          options_.bundles.Write(task->ns, task->id, kActivatedFile, kNotOurs));
+    }
+    RETURN_IF_ERROR(activated);
+  }
   RETURN_IF_ERROR(StartShim(task, request, record, options));
 
   shim_v2::CreateTaskRequest create;
   create.set_id(task->id);
   create.set_bundle(task->bundle);
-  for (const auto& mount : request.rootfs) *create.add_rootfs() = mount;
+  for (const auto& mount : rootfs) *create.add_rootfs() = mount;
   create.set_terminal(request.terminal);
   create.set_stdin(request.stdin_path);
   create.set_stdout(request.stdout_path);
@@ -397,13 +411,34 @@ void TaskManager::Forget(const TaskPtr& task, const CreateTask& request) {
         Invoke(task, "Delete", remove.SerializeAsString(), deadlines.cleanup);
     EndShim(task, removed.ok());
   }
-  const absl::Status removed = options_.bundles.Remove(task->ns, task->id);
+  RemoveBundle(*task);
+  Drop(task);
+}
+
+void TaskManager::RemoveBundle(const Task& task) {
+  const bool activated = HasActivation(task);
+  const absl::Status removed = options_.bundles.Remove(task.ns, task.id);
   if (!removed.ok()) {
     log::Warn(
         "bundle stays",
-        {{"ns", task->ns}, {"id", task->id}, {"error", MessageOf(removed)}});
+        {{"ns", task.ns}, {"id", task.id}, {"error", MessageOf(removed)}});
   }
-  Drop(task);
+  if (activated) Deactivate(task);
+}
+
+bool TaskManager::HasActivation(const Task& task) const {
+  return options_.rootfs_mounts != nullptr &&
+         options_.bundles.Read(task.ns, task.id, kActivatedFile)
+                 .value_or(kNotOurs) != kNotOurs;
+}
+
+void TaskManager::Deactivate(const Task& task) {
+  const absl::Status status =
+      options_.rootfs_mounts->Deactivate(task.ns, task.id);
+  if (!status.ok()) {  // They go with the container.
+    log::Warn("mounts below the root file system stay",
+              {{"ns", task.ns}, {"id", task.id}, {"error", MessageOf(status)}});
+  }
 }
 
 absl::StatusOr<uint32_t> TaskManager::Start(const std::string& ns,
@@ -476,11 +511,13 @@ absl::StatusOr<Exit> TaskManager::Delete(const std::string& ns,
   EndShim(task, removed.ok());
   // Deleting files may wait for the disk: nobody has to wait for that.
   std::vector<std::string> left;
+  const bool activated = HasActivation(*task);
   const absl::Status cleaned = options_.bundles.Hide(ns, id, &left);
   workers_.Post([left = std::move(left)] {
     // What stays is tried again at the next start.
     for (const std::string& path : left) (void)os::RemoveAll(path);
   });
+  if (activated) Deactivate(*task);
   Finish(task, exit);
   if (!removed.ok()) return removed.status();
   if (!cleaned.ok()) {

@@ -20,6 +20,7 @@
 #include "services/runtime/bundle.h"
 #include "services/runtime/cgroup_warmer.h"
 #include "services/runtime/event_forwarder.h"
+#include "services/runtime/rootfs_mounts.h"
 #include "services/runtime/shim_binary.h"
 #include "services/runtime/shim_connection.h"
 #include "services/runtime/workers.h"
@@ -101,7 +102,8 @@ class TaskManager {
     std::string default_runtime;
     Deadlines deadlines;
     ShimDialer dialer;
-    SandboxShims sandboxes;  // May be null: there are none.
+    SandboxShims sandboxes;                 // May be null: there are none.
+    RootfsMounts* rootfs_mounts = nullptr;  // Borrowed; null: no such service.
   };
 
   // All borrowed objects must outlive the manager.
@@ -194,6 +196,11 @@ class TaskManager {
                          const ContainerRecord& record, const Any& options);
   void SetBootstrap(const TaskPtr& task, Bootstrap bootstrap);
   void Forget(const TaskPtr& task, const CreateTask& request);
+  // And what was mounted below its root file system.
+  void RemoveBundle(const Task& task);
+  // Whether its bundle says that this was done; undoes it.
+  bool HasActivation(const Task& task) const;
+  void Deactivate(const Task& task);
   void IssueWait(const TaskPtr& task, const std::string& exec_id,
                  const std::shared_ptr<struct WaitCall>& wait);
 

@@ -361,12 +361,7 @@ void TaskManager::Bury(const TaskPtr& task, bool known) {
   if (known) WriteExit(*task, exit, /*told=*/!publish_exit);
   if (publish_exit) PublishExit(*task, exit);
   if (publish_delete) PublishDelete(*task, exit);
-  const absl::Status removed = options_.bundles.Remove(task->ns, task->id);
-  if (!removed.ok()) {
-    log::Warn(
-        "bundle stays",
-        {{"ns", task->ns}, {"id", task->id}, {"error", MessageOf(removed)}});
-  }
+  RemoveBundle(*task);
   Finish(task, exit);
 }
 

@@ -17,7 +17,9 @@
 #include "services/snapshotter/applier.h"
 #include "services/snapshotter/data_server.h"
 #include "services/snapshotter/diff_service.h"
+#include "services/snapshotter/holder_client.h"
 #include "services/snapshotter/lazy_snapshotter.h"
+#include "services/snapshotter/mount_holders.h"
 #include "services/snapshotter/mount_manager.h"
 #include "services/snapshotter/mounts_service.h"
 #include "services/snapshotter/snapshots_service.h"
@@ -27,6 +29,8 @@ namespace bulkhead {
 namespace {
 
 constexpr int kMappedBytesMin = 128 << 10;
+// Between two questions whether what holds an activation is still there.
+constexpr absl::Duration kHoldersLook = absl::Seconds(2);
 
 using snapshotter::TreeSnapshotterOptions;
 
@@ -122,7 +126,11 @@ int SnapshotterMain(int argc, char** argv) {
             snapshotter::MountManager::Open(
                 absl::StrCat(config.ServiceDir("snapshotter"), "/mounts"),
                 {config.RootDir("snapshotter")}));
-        snapshotter::MountsService mounts(*mount_manager);
+        snapshotter::MountHolders holders(
+            *mount_manager, snapshotter::AskMetadata(config.Socket("metadata")),
+            kHoldersLook);
+        snapshotter::MountsService mounts(*mount_manager,
+                                          [&holders] { holders.Wake(); });
         ASSIGN_OR_RETURN(
             os::UniqueFd listener,
             context.Listen("data", config.DataSocket("snapshotter"), 0600,

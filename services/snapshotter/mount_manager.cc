@@ -142,6 +142,7 @@ os::MountSpec MountFrom(const json& value) {
 std::string Encode(const Activation& activation) {
   json out = {{"name", activation.name},
               {"labels", activation.labels},
+              {"lease", activation.lease},
               {"active", json::array()},
               {"system", json::array()}};
   for (const ActiveMount& one : activation.active) {
@@ -165,6 +166,7 @@ absl::StatusOr<Activation> Decode(const std::string& text) {
   try {  // The library's accessors throw on what is not of the type asked for.
     out.name = value.at("name").get<std::string>();
     out.labels = value.at("labels").get<Labels>();
+    out.lease = value.value("lease", "");  // Not in older records.
     for (const json& item : value.at("active")) {
       ActiveMount one;
       one.mount = MountFrom(item);
@@ -275,8 +277,8 @@ class Manager : public MountManager {
 
   absl::StatusOr<Activation> Activate(const std::string& name,
                                       const std::vector<os::MountSpec>& mounts,
-                                      const Labels& labels,
-                                      bool temporary) override {
+                                      const Labels& labels, bool temporary,
+                                      const std::string& lease) override {
     if (name.empty() || name.size() > kKeyBytesMax) {
       return absl::InvalidArgumentError("bad name of an activation");
     }
@@ -315,6 +317,7 @@ class Manager : public MountManager {
     Activation activation;
     activation.name = name;
     activation.labels = labels;
+    activation.lease = lease;
     const absl::Status status =
         Work(folder, plans, mine, temporary, &activation);
     if (!status.ok()) {

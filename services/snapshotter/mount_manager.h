@@ -48,6 +48,7 @@ struct Activation {
   std::vector<ActiveMount> active;    // Mounted here.
   std::vector<os::MountSpec> system;  // Left to the caller.
   Labels labels;
+  std::string lease;  // "": none; see mount_holders.h.
 };
 
 // Thread-safe; calls block on mounts and on mkfs.
@@ -59,14 +60,15 @@ class MountManager {
       const std::string& dir, const std::vector<std::string>& roots);
   virtual ~MountManager() = default;
 
-  // `temporary`: everything is mounted, and `system` is one bind mount of it.
-  // Errors: kUnimplemented: nothing here needs this service; mount it yourself.
+  // `lease` is only kept. `temporary`: everything is mounted, and `system` is
+  // one bind mount of it. Errors: kUnimplemented: nothing here needs this
+  // service; mount it yourself.
   //   kAlreadyExists. kInvalidArgument: a bad template, option or name.
   //   kResourceExhausted: over the limits above. Otherwise what failed; nothing
   //   stays mounted then.
   virtual absl::StatusOr<Activation> Activate(
       const std::string& name, const std::vector<os::MountSpec>& mounts,
-      const Labels& labels, bool temporary) = 0;
+      const Labels& labels, bool temporary, const std::string& lease = "") = 0;
   // Unmounts all of it. Errors: kNotFound.
   virtual absl::Status Deactivate(const std::string& name) = 0;
   virtual absl::StatusOr<Activation> Info(const std::string& name) = 0;

@@ -7,12 +7,18 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <condition_variable>
 #include <cstdlib>
+#include <functional>
+#include <mutex>
+#include <set>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "lib/os/fd.h"
 #include "lib/testing/temp_dir.h"
 #include "services/snapshotter/loop_fs.h"
+#include "services/snapshotter/mount_holders.h"
 
 namespace bulkhead::snapshotter {
 namespace {
@@ -213,6 +219,86 @@ TEST_F(Mounts, HalfAnActivationIsUndoneAtTheStart) {
   ASSERT_TRUE(os::UnmountTree(Dir()).ok());
   Open();
   EXPECT_FALSE(manager_->Info("whole").ok());
+}
+
+TEST(Holders, AreTheLeaseAndWhatLabelsNameBack) {
+  Activation activation;
+  EXPECT_TRUE(HoldersOf(activation).empty());
+  activation.lease = "l";
+  activation.labels = {{"containerd.io/gc.bref.container", "c"},
+                       {"containerd.io/gc.bref.image.x", "i"},
+                       {"containerd.io/gc.bref.content/y", "d"},
+                       {"containerd.io/gc.bref.snapshot.overlayfs/z", "s"},
+                       {"containerd.io/gc.bref.snapshot.native", "t"},
+                       {"containerd.io/gc.bref.containers", "not one"},
+                       {"containerd.io/gc.ref.container", "not one"}};
+  std::string all;
+  for (const Holder& holder : HoldersOf(activation)) {
+    absl::StrAppend(&all, static_cast<int>(holder.kind), holder.snapshotter,
+                    "=", holder.id, " ");
+  }
+  EXPECT_EQ(all, "0=l 1=c 3=d 2=i 4native=t 4overlayfs=s ");
+}
+
+TEST_F(Mounts, GoWithTheLastOfTheirHolders) {
+  const Labels labels = {{"containerd.io/gc.bref.container", "c"}};
+  ASSERT_TRUE(manager_->Activate("ns/free", {Image("one")}, {}, false).ok());
+  ASSERT_TRUE(
+      manager_->Activate("ns/both", {Image("one")}, labels, false, "l").ok());
+  ASSERT_TRUE(manager_->Activate("ns/l", {Image("one")}, {}, false, "l").ok());
+  Open();  // The lease is on record.
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::set<std::string> there = {"l", "c"};
+  bool answers = true;
+  int asked = 0;
+  const auto ask = [&](const std::string& ns,
+                       const Holder& holder) -> absl::StatusOr<bool> {
+    EXPECT_EQ(ns, "ns");
+    std::lock_guard lock(mutex);
+    ++asked;
+    changed.notify_all();
+    if (!answers) return absl::UnavailableError("just now");
+    return there.contains(holder.id);
+  };
+  const auto names = [&] {
+    std::string out;
+    for (const Activation& one : manager_->List()) {
+      absl::StrAppend(&out, one.name, " ");
+    }
+    return out;
+  };
+  const auto change = [&](const std::function<void()>& how) {
+    std::unique_lock lock(mutex);
+    how();
+    asked = 0;
+    // Some of the questions may have been under way; then one more each.
+    changed.wait(lock, [&] { return asked > 6; });
+  };
+  MountHolders holders(*manager_, ask, absl::Milliseconds(1));
+  change([&] {});
+  EXPECT_EQ(names(), "ns/both ns/free ns/l ");
+  change([&] { answers = false; });
+  change([&] { there.erase("l"); });
+  EXPECT_EQ(names(), "ns/both ns/free ns/l ");
+  change([&] { answers = true; });  // "c" is still asked for.
+  EXPECT_EQ(names(), "ns/both ns/free ");
+  {
+    std::lock_guard lock(mutex);
+    there.erase("c");
+  }
+  const absl::Time deadline = absl::Now() + absl::Seconds(60);
+  while (names() != "ns/free " && absl::Now() < deadline) {
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_EQ(names(), "ns/free ");
+  // Nothing is held: nobody looks until somebody wakes it.
+  ASSERT_TRUE(manager_->Activate("ns/l", {Image("one")}, {}, false, "l").ok());
+  holders.Wake();
+  while (names() != "ns/free " && absl::Now() < deadline) {
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_EQ(names(), "ns/free ");
 }
 
 }  // namespace

@@ -62,7 +62,8 @@ grpc::Status MountsService::Activate(grpc::ServerContext* context,
   const absl::StatusOr<Activation> activation = manager_.Activate(
       Prefix(*context) + request->name(), mounts,
       Labels(request->labels().begin(), request->labels().end()),
-      request->temporary());
+      request->temporary(), rpc::ContextOf(*context).lease);
+  if (activation.ok() && activated_) activated_();
   if (activation.ok()) {
     FillInfo(*activation, request->name(), response->mutable_info());
   }

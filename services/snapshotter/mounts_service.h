@@ -3,16 +3,22 @@
 #ifndef BULKHEAD_SERVICES_SNAPSHOTTER_MOUNTS_SERVICE_H_
 #define BULKHEAD_SERVICES_SNAPSHOTTER_MOUNTS_SERVICE_H_
 
+#include <functional>
+#include <utility>
+
 #include "proto/containerd/services/mounts/v1/mounts.grpc.pb.h"
 #include "services/snapshotter/mount_manager.h"
 
 namespace bulkhead::snapshotter {
 
-// Thread-safe. Borrows the manager.
+// Thread-safe. Borrows the manager. `activated`, if given, is called after each
+// activation.
 class MountsService final
     : public containerd::services::mounts::v1::Mounts::Service {
  public:
-  explicit MountsService(MountManager& manager) : manager_(manager) {}
+  explicit MountsService(MountManager& manager,
+                         std::function<void()> activated = nullptr)
+      : manager_(manager), activated_(std::move(activated)) {}
 
   grpc::Status Activate(
       grpc::ServerContext* context,
@@ -38,6 +44,7 @@ class MountsService final
 
  private:
   MountManager& manager_;
+  const std::function<void()> activated_;
 };
 
 }  // namespace bulkhead::snapshotter

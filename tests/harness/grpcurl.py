@@ -67,10 +67,11 @@ def parse(message):
 
 
 class Call:
-    """Calls on one socket, in one namespace."""
+    """Calls on one socket, in one namespace, under a lease if one is named."""
 
-    def __init__(self, socket, ns):
+    def __init__(self, socket, ns, lease=None):
         self.socket, self.ns = socket, ns
+        self.more = ["-H", "containerd-lease: " + lease] if lease else []
 
     def __call__(self, service, method, message=b"", timeout=60):
         """The fields of the answer; RpcError if there is none."""
@@ -79,7 +80,7 @@ class Call:
             done = subprocess.run(
                 ["curl", "-sS", "--http2-prior-knowledge", "--unix-socket", self.socket,
                  "-H", "content-type: application/grpc", "-H", "te: trailers",
-                 "-H", "containerd-namespace: " + self.ns, "--data-binary", "@-",
+                 "-H", "containerd-namespace: " + self.ns, *self.more, "--data-binary", "@-",
                  "-D", head, "-o", body, "--max-time", str(timeout),
                  "http://localhost/%s/%s" % (service, method)],
                 input=b"\0" + struct.pack(">I", len(message)) + message,
