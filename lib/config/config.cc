@@ -360,8 +360,7 @@ void ReadServices(Table* root, Config* config, absl::Status* error) {
   snapshotter.Bind("snapshotters", &config->snapshotter.snapshotters);
   snapshotter.Bind("overlay_mount_options",
                    &config->snapshotter.overlay_mount_options);
-  snapshotter.BindInt("unpack_threads", &config->snapshotter.unpack_threads, 1,
-                      64);
+  snapshotter.Bind("upperdir_label", &config->snapshotter.upperdir_label);
   snapshotter.BindInt("layer_bytes_max", &config->snapshotter.layer_bytes_max,
                       1, std::numeric_limits<int64_t>::max());
   snapshotter.BindInt("layer_entries_max",

@@ -96,7 +96,7 @@ struct Config {
   struct {  // [snapshotter]
     std::vector<std::string> snapshotters = {"overlayfs", "native"};
     std::vector<std::string> overlay_mount_options;
-    int unpack_threads = 2;
+    bool upperdir_label = false;
     int64_t layer_bytes_max = int64_t{1} << 40;
     int64_t layer_entries_max = 10'000'000;
   } snapshotter;

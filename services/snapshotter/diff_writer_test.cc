@@ -127,6 +127,40 @@ TEST(UpperWalk, GivesTheSameBytesAsTheWholeTrees) {
   EXPECT_EQ(std::system(absl::StrCat("umount ", dir.path()).c_str()), 0);
 }
 
+TEST(SourceDate, CapsModificationTimesAndMakesLayersTheSame) {
+  TempDir dir;
+  const auto run = [&](const std::string& command) {
+    return std::system(
+        absl::StrCat("cd ", dir.path(), " && ", command).c_str());
+  };
+  ASSERT_EQ(run("mkdir l r && echo old > r/old && touch -d @1000 r/old && "
+                "echo new > r/new && mkdir r/d && ln -s new r/link"),
+            0);
+  const auto make = [&] {
+    std::string out;
+    const absl::Status status =
+        WriteDiff(dir.Path("l"), dir.Path("r"), int64_t{5000},
+                  [&](absl::string_view data) {
+                    out.append(data.data(), data.size());
+                    return absl::OkStatus();
+                  });
+    EXPECT_TRUE(status.ok()) << status;
+    return out;
+  };
+  const std::string layer = make();
+  WriteFileOrDie(dir.Path("layer"), layer);
+  EXPECT_EQ(run("test $(tar -tvf layer --full-time --utc | "
+                "grep -c '1970-01-01 01:23:20') = 3"),  // 5000 seconds.
+            0);
+  EXPECT_EQ(run("tar -tvf layer --full-time --utc | "
+                "grep -q '1970-01-01 00:16:40.* old'"),
+            0);
+  // Made again at another time.
+  ASSERT_EQ(run("touch -d @2000000000 r/new r/d && touch -h -d @9000 r/link"),
+            0);
+  EXPECT_TRUE(layer == make());
+}
+
 TEST(UpperWalk, OnlyWhereTheLayersAreTheSame) {
   const os::MountSpec top{"overlay",
                           "overlay",

@@ -55,6 +55,8 @@ OpenSnapshotters(const config::Config& config) {
     options.name = name;
     options.root = absl::StrCat(config.RootDir("snapshotter"), "/", name);
     options.overlay_mount_options = config.snapshotter.overlay_mount_options;
+    options.upperdir_label =
+        name == "overlayfs" && config.snapshotter.upperdir_label;
     ASSIGN_OR_RETURN(std::unique_ptr<snapshotter::Snapshotter> opened,
                      snapshotter::OpenLazySnapshotter(options));
     out.push_back(std::move(opened));

@@ -15,7 +15,8 @@ from tests.integration import common
 from tests.integration.test_layers import (Snapshot, archive, differences, history, make_files,
                                            top_of, tree)
 
-EROFS = '[snapshotter]\nsnapshotters = ["overlayfs", "native", "erofs"]\n'
+EROFS = ('[snapshotter]\nsnapshotters = ["overlayfs", "native", "erofs"]\n'
+         "upperdir_label = true\n")
 
 
 def mount_points():
@@ -83,6 +84,21 @@ class Erofs(unittest.TestCase):
         self.assertGreaterEqual(len(made), 7)
         for image in made:
             proc.run(["fsck.erofs", image], check=True)
+
+    def test_upper_directories_are_told_where_asked_for(self):
+        """By overlayfs alone, where its files are; it is nothing that a client can set."""
+        label = "containerd.io/snapshot/overlay.upperdir"
+        for snapshotter in ("overlayfs", "erofs"):
+            def call(*args):
+                return self.suite.ctr("snapshots", "--snapshotter", snapshotter, *args, check=True)
+            call("prepare", "upper")
+            labels = json.loads(call("info", "upper").out).get("Labels") or {}
+            if snapshotter == "overlayfs":
+                self.assertTrue(os.path.isdir(labels[label]), labels)
+                self.assertIn("/overlayfs/snapshots/", labels[label])
+            else:
+                self.assertNotIn(label, labels)
+            call("rm", "upper")
 
     def test_containers_through_a_killed_snapshotter(self):
         image = common.image_registry().host + "/busybox:latest"
