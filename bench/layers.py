@@ -146,7 +146,7 @@ def _measure_removal(side, i, figures, with_peak, command):
     figures.add(i, GONE_CPU, measure.cpu_s(pids) - before)
 
 
-def _tree_bytes(path):
+def _tree_kib(path):
     return int(subprocess.run(["du", "-s", path], check=True, capture_output=True,
                               text=True).stdout.split()[0])
 
@@ -156,11 +156,12 @@ def _measure_floor(side, figures):
     folder = _folders(side)
     shares = [[], []]
     loads = [0, 0]
-    for path in sorted((os.path.join(folder, name) for name in os.listdir(folder)),
-                       key=_tree_bytes, reverse=True):
+    sizes = {path: _tree_kib(path)
+             for path in (os.path.join(folder, name) for name in os.listdir(folder))}
+    for path in sorted(sizes, key=sizes.get, reverse=True):
         least = loads.index(min(loads))
         shares[least].append(path)
-        loads[least] += _tree_bytes(path)
+        loads[least] += sizes[path]
     os.sync()
     script = " & ".join("rm -rf " + " ".join(share) for share in shares) + " & wait"
     timed = measure.Timed(["sh", "-c", script], [])

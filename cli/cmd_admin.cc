@@ -73,12 +73,10 @@ int Why(Session& session, const std::string& name) {
   };
   absl::Status status = ask(name);
   if (absl::IsNotFound(status)) {
-    const absl::StatusOr<ImageRecord> image = FindImage(client, name);
-    const absl::StatusOr<ContainerRecord> container =
-        FindContainer(client, name);
-    if (image.ok()) {
+    if (const auto image = FindImage(client, name); image.ok()) {
       status = ask(image->name());
-    } else if (container.ok()) {
+    } else if (const auto container = FindContainer(client, name);
+               container.ok()) {
       status = ask(container->id());
     }
   }

@@ -2,7 +2,6 @@
 
 #include <dirent.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <gtest/gtest.h>
 #include <linux/fiemap.h>
 #include <linux/fs.h>
@@ -12,6 +11,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
@@ -34,16 +34,15 @@ struct Lists {
   std::string files;
   std::set<ino_t> seen;
 };
-Lists* g_lists = nullptr;  // nftw(3) hands nothing on.
 
-int LookAtFile(const char* path, const struct stat*, int type, FTW*) {
+void LookAtFile(const std::string& path, Lists* lists) {
   struct stat st;
-  if (type != FTW_F || ::lstat(path, &st) != 0 || !S_ISREG(st.st_mode) ||
-      !g_lists->seen.insert(st.st_ino).second) {
-    return 0;
+  if (::lstat(path.c_str(), &st) != 0 || !S_ISREG(st.st_mode) ||
+      !lists->seen.insert(st.st_ino).second) {
+    return;
   }
   const int64_t before_bytes = st.st_blocks * int64_t{512};
-  const int fd = ::open(path, O_RDONLY | O_CLOEXEC);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   std::vector<char> room(sizeof(fiemap) +
                          kExtentsAtOnce * sizeof(fiemap_extent));
   int extents = 0;
@@ -70,11 +69,10 @@ int LookAtFile(const char* path, const struct stat*, int type, FTW*) {
   ::close(fd);
   const int64_t list_bytes =
       extents > kExtentsInInode ? st.st_blocks * int64_t{512} - data_bytes : 0;
-  g_lists->size_bytes += list_bytes;
-  absl::StrAppend(&g_lists->files, path, ": ", before_bytes,
+  lists->size_bytes += list_bytes;
+  absl::StrAppend(&lists->files, path, ": ", before_bytes,
                   " bytes, written back ", st.st_blocks * int64_t{512}, ", in ",
                   extents, " extents listed in ", list_bytes, "\n");
-  return 0;
 }
 
 // `counted`: what files took right after they had been filled.
@@ -84,9 +82,12 @@ void ExpectCounted(const std::string& tree, const DiskUsage& counted) {
   EXPECT_EQ(walked->inodes, counted.inodes);
   if (walked->size_bytes == counted.size_bytes) return;
   Lists lists;
-  g_lists = &lists;
-  EXPECT_EQ(::nftw(tree.c_str(), LookAtFile, 16, FTW_PHYS), 0) << tree;
-  g_lists = nullptr;
+  std::error_code error;
+  std::filesystem::recursive_directory_iterator entries(tree, error);
+  for (; !error && entries != end(entries); entries.increment(error)) {
+    LookAtFile(entries->path(), &lists);
+  }
+  EXPECT_FALSE(error) << tree << ": " << error.message();
   walked = UsageOfTree(tree);
   if (!walked.ok()) return;
   EXPECT_EQ(walked->size_bytes - lists.size_bytes, counted.size_bytes)
